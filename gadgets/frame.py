@@ -1,0 +1,115 @@
+"""The items that live between gadgets only: a frame, and an image on its way out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import ismrmrd
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Space:
+    """The grids of one encoding space. Matrix and field of view are in the order z, y, x; fields of view in mm.
+
+    Images are computed on the encoded grid and brought to the reconstruction grid at export.
+    """
+
+    encoded_matrix: tuple[int, int, int]
+    encoded_fov_mm: tuple[float, float, float]
+    recon_matrix: tuple[int, int, int]
+    recon_fov_mm: tuple[float, float, float]
+
+    @classmethod
+    def from_encoding(cls, encoding: ismrmrd.xsd.encodingType) -> Space:
+        """Reads one <encoding> of an MRD header."""
+
+        def matrix(space: ismrmrd.xsd.encodingSpaceType) -> tuple[int, int, int]:
+            size = space.matrixSize
+            return int(size.z), int(size.y), int(size.x)
+
+        def fov_mm(space: ismrmrd.xsd.encodingSpaceType) -> tuple[float, float, float]:
+            size = space.fieldOfView_mm
+            return float(size.z), float(size.y), float(size.x)
+
+        encoded, recon = encoding.encodedSpace, encoding.reconSpace
+        return cls(matrix(encoded), fov_mm(encoded), matrix(recon), fov_mm(recon))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an image on the encoded grid: (y, x), or (z, y, x) when the encoding is three-dimensional."""
+        return self.encoded_matrix if self.encoded_matrix[0] > 1 else self.encoded_matrix[1:]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """K-space samples and where they lie.
+
+    Attributes:
+        kspace: complex64 `[coil, shot, sample]`, unit noise variance per complex sample once prewhitened.
+        trajectory: float32 `[axis, shot, sample]` in cycles per encoded field of view, axes in the order of the image
+            axes: (y, x) or (z, y, x). Signal ~ sum of image times exp(-2 pi i k r), r in fields of view from the pixel N // 2.
+    """
+
+    kspace: Tensor
+    trajectory: Tensor
+
+
+@dataclass(eq=False)
+class Frame:
+    """Everything needed to make one image: one slice, contrast, repetition, ...
+
+    Gadgets add to it; each addition replaces nothing that an earlier gadget wrote, but for coil compression.
+
+    Attributes:
+        samples: the imaging samples.
+        times: float32 `[shot, sample]` in seconds from the excitation, or from the first sample where the header gives
+            no echo time.
+        space: the grids.
+        reference: header of the acquisition closest to the centre of k-space (geometry, counters, time stamps).
+        calibration: samples acquired for calibration only, when there are any.
+        coil_maps: complex64 `[coil, *space.shape]`, unit root sum of squares over coils where there is signal.
+        image: complex64 `[*space.shape]`, the best image so far.
+        history: what was done, one line each; ends up in the image's ImageProcessingHistory.
+    """
+
+    samples: Samples
+    times: Tensor
+    space: Space
+    reference: ismrmrd.AcquisitionHeader
+    calibration: Samples | None = None
+    coil_maps: Tensor | None = None
+    image: Tensor | None = None
+    history: list[str] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """Which frame this is, for messages: "slice 3, contrast 0, repetition 12"."""
+        idx = self.reference.idx
+        return f"slice {idx.slice}, contrast {idx.contrast}, repetition {idx.repetition}"
+
+    def on(self, device: torch.device) -> Frame:
+        """The same frame with its samples on another device."""
+
+        def move(samples: Samples) -> Samples:
+            return Samples(samples.kspace.to(device), samples.trajectory.to(device))
+
+        calibration = None if self.calibration is None else move(self.calibration)
+        return replace(self, samples=move(self.samples), times=self.times.to(device), calibration=calibration)
+
+
+@dataclass(frozen=True, eq=False)
+class SeriesImage:
+    """One image that shall leave as part of a series.
+
+    Attributes:
+        kind: which series: "image" or "preview".
+        data: complex `[*frame.space.shape]`, on the encoded grid.
+        frame: what it was made from (geometry, counters, history).
+    """
+
+    kind: str
+    data: Tensor
+    frame: Frame
+    history: tuple[str, ...] = ()

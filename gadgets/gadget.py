@@ -1,0 +1,107 @@
+"""What a gadget is: one stage of a stream, from items to items.
+
+An item is an MRD acquisition, waveform or image, a `Frame`, or a `SeriesImage`. A gadget names the one type that it
+takes; everything else passes by it unchanged and in order, so gadgets hold no type tests. The chain calls `open` once
+before any data, `take` for each item of that type, and `finish` once at the end of the stream.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import ismrmrd
+import torch
+
+from gadgets.property import Property
+
+ItemT = TypeVar("ItemT")
+Header = ismrmrd.xsd.ismrmrdHeader
+
+log = logging.getLogger("spinstream")
+
+
+@dataclass
+class Session:
+    """What all gadgets of one measurement share.
+
+    Attributes:
+        header: the MRD header as the next gadget shall see it; a gadget that changes what the header describes (the
+            matrix, say) replaces it in `open`.
+        device: where tensors live.
+        seed: of every random draw of the session; written into the image history.
+        state_folder: what outlives a session, such as noise covariances by measurement.
+        tell: says something to the person at the client (and to the log).
+    """
+
+    header: Header
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    seed: int = 0
+    state_folder: Path = Path("state")
+    tell: Callable[[str], None] = log.info
+
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator(device=self.device).manual_seed(self.seed)
+
+
+class Gadget(Generic[ItemT]):
+    """One stage of a chain.
+
+    Class attributes, declared by each gadget:
+        takes: the item type that `take` receives.
+        needs: what must stand before this gadget in the chain, as words that other gadgets add.
+        adds, removes: what later gadgets find, or no longer find.
+    """
+
+    takes: ClassVar[type]
+    needs: ClassVar[frozenset[str]] = frozenset()
+    adds: ClassVar[frozenset[str]] = frozenset()
+    removes: ClassVar[frozenset[str]] = frozenset()
+
+    session: Session
+
+    def __init__(self, **values: Any) -> None:
+        """Sets properties from typed values; those not named keep their defaults.
+
+        Raises:
+            TypeError: a value for a property that this gadget does not declare.
+        """
+        unknown = values.keys() - self.properties().keys()
+        if unknown:
+            raise TypeError(f"{type(self).__name__} has no property {', '.join(sorted(unknown))}")
+        vars(self).update(values)
+
+    @classmethod
+    def properties(cls) -> Mapping[str, Property[Any]]:
+        """The declared properties by name, in the order of declaration."""
+        classes = reversed(cls.__mro__)
+        return {name: value for c in classes for name, value in vars(c).items() if isinstance(value, Property)}
+
+    @classmethod
+    def summary(cls) -> str:
+        """The first paragraph of the docstring as one line."""
+        return " ".join((cls.__doc__ or "").strip().split("\n\n")[0].split())
+
+    def open(self, session: Session) -> None:
+        """Called once, before any data, in the order of the chain. May replace `session.header`."""
+        self.session = session
+
+    def take(self, item: ItemT) -> Iterator[object]:
+        """Yields what follows from one item; each yielded item travels on before the next is asked for."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it does with an item")
+
+    def finish(self) -> Iterator[object]:
+        """Yields what is still held when the stream ends."""
+        return iter(())
+
+
+# The parts that gadgets need and add. The stream itself starts with ACQUISITIONS.
+ACQUISITIONS = "acquisitions"
+WHITENED = "whitened data"
+TRAJECTORY = "trajectory"
+FRAMES = "frames"
+COIL_MAPS = "coil maps"
+IMAGE = "image"

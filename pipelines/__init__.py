@@ -1,0 +1,1 @@
+"""What reads, checks, runs, serves and replays pipelines; the command line."""

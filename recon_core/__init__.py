@@ -1,0 +1,1 @@
+"""Reconstruction maths in torch: operators, calibration, solvers, simulation. No MRD, no XML, no files."""
