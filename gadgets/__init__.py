@@ -1,1 +1,1 @@
-"""Streaming stages: one gadget per file. They know MRD items and frames, no sockets, and leave the maths to recon_core."""
+"""Streaming stages, one gadget per file: they know MRD items and frames, no sockets; the maths is in recon_core."""

@@ -49,7 +49,8 @@ class Samples:
     Attributes:
         kspace: complex64 `[coil, shot, sample]`, unit noise variance per complex sample once prewhitened.
         trajectory: float32 `[axis, shot, sample]` in cycles per encoded field of view, axes in the order of the image
-            axes: (y, x) or (z, y, x). Signal ~ sum of image times exp(-2 pi i k r), r in fields of view from the pixel N // 2.
+            axes: (y, x) or (z, y, x). Signal ~ sum of image times exp(-2 pi i k r), with r in fields of view from the
+            pixel N // 2.
     """
 
     kspace: Tensor
