@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 import ismrmrd
 import torch
@@ -19,7 +19,7 @@ import torch
 from gadgets.property import Property
 
 ItemT = TypeVar("ItemT")
-Header = ismrmrd.xsd.ismrmrdHeader
+Header: TypeAlias = ismrmrd.xsd.ismrmrdHeader
 
 log = logging.getLogger("spinstream")
 
@@ -35,6 +35,7 @@ class Session:
         seed: of every random draw of the session; written into the image history.
         state_folder: what outlives a session, such as noise covariances by measurement.
         tell: says something to the person at the client (and to the log).
+        history: what was decided for the whole session, one line each; ends up in the history of every frame.
     """
 
     header: Header
@@ -42,6 +43,7 @@ class Session:
     seed: int = 0
     state_folder: Path = Path("state")
     tell: Callable[[str], None] = log.info
+    history: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.generator = torch.Generator(device=self.device).manual_seed(self.seed)

@@ -1,0 +1,111 @@
+"""Runs items through a chain of gadgets, one item at a time, and times each gadget.
+
+Each item that a gadget yields travels to the end of the chain before that gadget goes on, so that a preview is on the
+wire while the solver behind it has not begun.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ismrmrd
+
+from gadgets.frame import Frame
+from gadgets.gadget import Gadget, Session
+from pipelines.errors import GadgetError
+
+log = logging.getLogger("spinstream")
+
+MRD_ITEMS = (ismrmrd.Acquisition, ismrmrd.Waveform, ismrmrd.Image)
+
+
+@dataclass
+class Timing:
+    """What one gadget did: seconds inside it, and items taken."""
+
+    gadget: str
+    seconds: float = 0.0
+    items: int = 0
+
+
+class Chain:
+    """Gadgets in order, opened for one session.
+
+    Raises:
+        GadgetError: a gadget refuses the session's header.
+    """
+
+    def __init__(self, gadgets: Sequence[Gadget[Any]], session: Session) -> None:
+        self._gadgets = gadgets
+        self.timings = [Timing(type(gadget).__name__) for gadget in gadgets]
+        for gadget in gadgets:
+            try:
+                gadget.open(session)
+            except Exception as error:
+                raise _failure(gadget, "the header", error) from error
+
+    def run(self, items: Iterable[object]) -> Iterator[object]:
+        """Yields the MRD items that come out; frames end their way at the end of the chain.
+
+        Raises:
+            GadgetError: a gadget failed; says which, and on what.
+        """
+        for item in items:
+            yield from self._push(item, 0)
+        for stage, gadget in enumerate(self._gadgets):
+            for item in self._timed(stage, gadget.finish, "the end of the stream"):
+                yield from self._push(item, stage + 1)
+
+    def report(self) -> str:
+        """How long each gadget took, on one line."""
+        return ", ".join(f"{t.gadget} {t.seconds:.3f} s ({t.items})" for t in self.timings)
+
+    def _push(self, item: object, stage: int) -> Iterator[object]:
+        while stage < len(self._gadgets) and not isinstance(item, self._gadgets[stage].takes):
+            stage += 1
+        if stage == len(self._gadgets):
+            if isinstance(item, MRD_ITEMS):
+                yield item
+            return
+        self.timings[stage].items += 1
+        gadget = self._gadgets[stage]
+        for result in self._timed(stage, lambda: gadget.take(item), describe(item)):
+            yield from self._push(result, stage + 1)
+
+    def _timed(self, stage: int, start: Any, what: str) -> Iterator[object]:
+        """The items of a gadget's generator; the clock runs only while the gadget does."""
+        gadget, timing = self._gadgets[stage], self.timings[stage]
+        results: Iterator[object] | None = None
+        while True:
+            began = time.perf_counter()
+            try:
+                results = start() if results is None else results
+                result = next(results)
+            except StopIteration:
+                return
+            except Exception as error:
+                raise _failure(gadget, what, error) from error
+            finally:
+                timing.seconds += time.perf_counter() - began
+            yield result
+
+
+def describe(item: object) -> str:
+    """Names an item in a message."""
+    if isinstance(item, Frame):
+        return item.label
+    if isinstance(item, ismrmrd.Acquisition):
+        idx = item.idx
+        return f"acquisition {item.scan_counter} (slice {idx.slice}, step {idx.kspace_encode_step_1})"
+    return f"a {type(item).__name__}"
+
+
+def _failure(gadget: Gadget[Any], what: str, error: Exception) -> GadgetError:
+    name = type(gadget).__name__
+    log.debug("%s failed", name, exc_info=error)
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return GadgetError(f"{name} failed on {what}: {kind}{error}")

@@ -1,0 +1,218 @@
+"""The command line: `spinstream COMMAND`. Every failure prints its reason and exits with a status other than 0."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import ismrmrd
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from pipelines.definition import DEFINITIONS, available_definitions, load_definition
+from pipelines.errors import SpinstreamError
+from pipelines.registry import installed_gadgets, nearest
+from pipelines.replay import Replay, local_definition, replay_here, replay_to
+from pipelines.session import Site, read_header
+from pipelines.sinks import open_sinks
+from pipelines.streams.file import RawFile
+from pipelines.streams.server import Limits, Server
+
+log = logging.getLogger("spinstream")
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+DEVICES = click.Choice(["auto", "cpu", "cuda"])
+
+
+class _Commands(click.Group):
+    """Turns our errors into a message and exit status 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SpinstreamError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="spinstream")
+@click.option("-v", "--verbose", is_flag=True, help="Log what each gadget does.")
+def main(verbose: bool) -> None:
+    """Generative MRI reconstruction at the scanner: raw MRD data stream in, images stream out."""
+    level = logging.DEBUG if verbose else logging.INFO
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING, force=True)
+    log.setLevel(level)
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=9002, show_default=True, type=click.IntRange(0, 65535), help="0 picks a free one.")
+@click.option("--device", type=DEVICES, default="auto", show_default=True, help="Where to compute.")
+@click.option("--seed", default=0, show_default=True, help="Of every random draw.")
+@click.option("--definitions", type=FOLDER, multiple=True, help="A further folder of pipeline definitions.")
+@click.option("--sessions", default=16, show_default=True, type=click.IntRange(1), help="Clients at a time.")
+@click.option(
+    "--patience", default=600.0, show_default=True, type=click.FloatRange(0.1), help="Seconds a client may be silent."
+)
+def serve(
+    host: str, port: int, device: str, seed: int, definitions: tuple[Path, ...], sessions: int, patience: float
+) -> None:
+    """Serve MRD clients (Gadgetron's protocol) until interrupted."""
+    site = Site(device=device, seed=seed, definitions=(DEFINITIONS, *definitions))
+    site.torch_device()
+    try:
+        server = Server(host, port, site, Limits(patience_s=patience, sessions=sessions))
+    except OSError as error:
+        raise SpinstreamError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+    with server:
+        _stop_on_signals(server)
+        click.echo("listening on {}:{}".format(*server.server_address[:2]))
+        server.serve_forever()
+
+
+def _stop_on_signals(server: Server) -> None:
+    def stop(*_: object) -> None:
+        threading.Thread(target=server.shutdown).start()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+
+
+@main.command()
+@click.argument("raw", type=FILE)
+@click.option("-p", "--pipeline", required=True, metavar="NAME|FILE", help="See: spinstream pipelines.")
+@click.option("-o", "--output", type=FILE, help="Images as ISMRMRD .h5.")
+@click.option("--dicom", type=FOLDER, help="Images as DICOM, one file each, into this folder.")
+@click.option("--nifti", type=FOLDER, help="Images as NIfTI volumes into this folder.")
+@click.option("--png", type=FOLDER, help="Images as PNG into this folder.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing output file.")
+@click.option("--set", "settings", multiple=True, metavar="GADGET.PROPERTY=VALUE", help="Set a property.")
+@click.option("--to", metavar="HOST:PORT", help="Stream to this MRD server instead of computing here.")
+@click.option("--patience", default=3600.0, show_default=True, help="Seconds to wait for a silent server.")
+@click.option("--group", default="dataset", show_default=True, help="The measurement's group in the file.")
+@click.option("--realtime", is_flag=True, help="Pace the data by their time stamps.")
+@click.option("--tick-ms", type=click.FloatRange(0.001), help="Length of a time stamp tick [2.5 for Siemens, else 1].")
+@click.option("--device", type=DEVICES, help="Where to compute [auto]; not with --to.")
+@click.option("--seed", type=int, help="Of every random draw [0]; not with --to.")
+def replay(
+    raw: Path,
+    pipeline: str,
+    output: Path | None,
+    dicom: Path | None,
+    nifti: Path | None,
+    png: Path | None,
+    overwrite: bool,
+    settings: tuple[str, ...],
+    to: str | None,
+    patience: float,
+    group: str,
+    realtime: bool,
+    tick_ms: float | None,
+    device: str | None,
+    seed: int | None,
+) -> None:
+    """Run the raw data of an ISMRMRD file through a pipeline."""
+    if to and (device or seed is not None):
+        raise click.UsageError("--device and --seed are the server's to choose when streaming with --to")
+    if not (output or dicom or nifti or png):
+        raise click.UsageError("nowhere to put the images: give -o, --dicom, --nifti or --png")
+    job = Replay(
+        raw=raw,
+        pipeline=pipeline,
+        group=group,
+        parameters=_parameters(settings),
+        realtime=realtime,
+        tick_ms=tick_ms,
+    )
+    with RawFile(raw, group) as file:
+        header = read_header(file.header_xml)
+        with open_sinks(header, output, dicom, nifti, png, overwrite) as sinks, logging_redirect_tqdm():
+            if to:
+                replay_to(_address(to), job, file, sinks.write, _note, _progress, patience)
+            else:
+                site = Site(device=device or "auto", seed=seed or 0)
+                replay_here(job, file, site, sinks.write, _note, _progress)
+    if not sinks.images:
+        raise SpinstreamError(f"{raw}: the pipeline ran to its end, but no image came out; see its notes above")
+    click.echo(f"{sinks.images} images")
+
+
+def _note(text: str) -> None:
+    with tqdm.external_write_mode():
+        click.echo(f"note: {text}", err=True)
+
+
+def _progress(items: Iterable[ismrmrd.Acquisition], total: int) -> Iterable[ismrmrd.Acquisition]:
+    shown: Iterable[ismrmrd.Acquisition] = tqdm(items, total=total, unit=" readouts", disable=None, leave=False)
+    return shown
+
+
+def _parameters(settings: Sequence[str]) -> dict[str, str]:
+    parameters = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise click.UsageError(f"--set {setting}: expected GADGET.PROPERTY=VALUE")
+        parameters[key] = value
+    return parameters
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdigit() or int(port) > 65535:
+        raise click.UsageError(f"--to {text}: expected HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+@main.command()
+@click.argument("file", metavar="NAME|FILE")
+@click.option("--set", "settings", multiple=True, metavar="GADGET.PROPERTY=VALUE", help="Set a property.")
+def validate(file: str, settings: tuple[str, ...]) -> None:
+    """Check a pipeline definition without running it."""
+    definition = local_definition(file, Site()).override(_parameters(settings), "--set", local=True)
+    chain = definition.build(installed_gadgets())
+    click.echo(f"{file}: {' -> '.join(type(gadget).__name__ for gadget in chain)}")
+
+
+@main.command()
+@click.option("--export", type=FOLDER, help="Write the definitions to this folder, such as Gadgetron's config folder.")
+def pipelines(export: Path | None) -> None:
+    """List the installed pipelines."""
+    for name, path in available_definitions([DEFINITIONS]).items():
+        click.echo(f"{name:20s} {load_definition(path).description}")
+        if export:
+            export.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, export)
+            click.echo(f"{'':20s} -> {export / path.name}")
+
+
+@main.command()
+@click.argument("name", required=False)
+def gadgets(name: str | None) -> None:
+    """List the installed gadgets, or the properties of one."""
+    known = installed_gadgets()
+    if name is None:
+        for key, gadget in known.items():
+            click.echo(f"{key:20s} {gadget.summary()}")
+        return
+    if name not in known:
+        raise SpinstreamError(f"no gadget is called {name!r}{nearest(name, known)} (there are: {', '.join(known)})")
+    gadget = known[name]
+    click.echo(f"{name}: {gadget.summary()}")
+    for word, parts in (("needs", gadget.needs), ("adds", gadget.adds), ("takes away", gadget.removes)):
+        if parts:
+            click.echo(f"  {word}: {', '.join(sorted(parts))}")
+    for key, declared in gadget.properties().items():
+        click.echo(f"\n  {key} = {declared.default_text}\n      {declared.meaning}\n      Expects {declared.expected}.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

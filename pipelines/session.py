@@ -1,0 +1,96 @@
+"""Turns a definition and an MRD header into a chain that is ready to run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import ismrmrd
+import platformdirs
+import torch
+
+from gadgets.gadget import Session
+from pipelines.chain import Chain
+from pipelines.definition import DEFINITIONS, Definition
+from pipelines.errors import PipelineError, SpinstreamError
+from pipelines.registry import Registry, installed_gadgets
+from pipelines.safe_xml import XmlError, parse_xml
+
+log = logging.getLogger("spinstream")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """What is the same for all sessions of this machine.
+
+    Attributes:
+        device: "auto" (CUDA where there is one), "cpu" or "cuda".
+        seed: of the sessions' random draws.
+        state_folder: keeps what outlives a session, such as noise covariances.
+        definitions: folders with pipeline definitions; a later folder wins.
+        registry: the gadgets that pipelines may name.
+    """
+
+    device: str = "auto"
+    seed: int = 0
+    state_folder: Path = field(default_factory=lambda: platformdirs.user_state_path("spinstream"))
+    definitions: tuple[Path, ...] = (DEFINITIONS,)
+    registry: Registry = field(default_factory=installed_gadgets)
+
+    def torch_device(self) -> torch.device:
+        """The device to compute on.
+
+        Raises:
+            PipelineError: CUDA is asked for and there is none.
+        """
+        available = torch.cuda.is_available()
+        if self.device == "cuda" and not available:
+            raise PipelineError("device cuda was asked for, but torch sees no CUDA device on this machine")
+        return torch.device("cuda" if available and self.device != "cpu" else "cpu")
+
+
+def open_chain(definition: Definition, header_xml: str, site: Site, tell: Callable[[str], None]) -> Chain:
+    """A chain for one session.
+
+    Args:
+        definition: what to run.
+        header_xml: the MRD header.
+        site: of this machine.
+        tell: takes what gadgets say to the person at the client.
+
+    Raises:
+        PipelineError: the definition cannot run.
+        GadgetError: a gadget refuses the header.
+        SpinstreamError: the header is not a valid MRD header.
+    """
+    gadgets = definition.build(site.registry)
+    session = Session(
+        header=read_header(header_xml),
+        device=site.torch_device(),
+        seed=site.seed,
+        state_folder=site.state_folder,
+        tell=tell,
+    )
+    log.info("pipeline %s on %s, seed %d", definition.name, session.device, session.seed)
+    return Chain(gadgets, session)
+
+
+def read_header(xml: str) -> ismrmrd.xsd.ismrmrdHeader:
+    """The MRD header from its XML.
+
+    Raises:
+        SpinstreamError: it is not one.
+    """
+    raw = xml.encode()
+    try:
+        root = parse_xml(raw)
+    except XmlError as error:
+        raise SpinstreamError(f"MRD header, line {error.line}: {error}") from None
+    if not str(root.tag).endswith("ismrmrdHeader"):
+        raise SpinstreamError(f"MRD header: expected the root <ismrmrdHeader>, got <{root.tag}>")
+    try:
+        return ismrmrd.xsd.CreateFromDocument(raw)
+    except Exception as error:  # the generated bindings raise whatever their converters raise
+        raise SpinstreamError(f"MRD header is not valid: {error}") from error

@@ -1,0 +1,73 @@
+"""Images, and whatever else a server sends back, into an ISMRMRD .h5 file."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import ismrmrd
+import numpy as np
+
+from pipelines.sinks.attributes import Header
+
+log = logging.getLogger("spinstream")
+
+
+class MrdSink:
+    """Appends MRD items to a new file, group "dataset", images as "image_<series>".
+
+    Each image is on disk when `write` returns, so that a crash costs only what came after it.
+
+    Args:
+        path: of the file.
+        header: stored with the items.
+        overwrite: replace an existing file.
+
+    Raises:
+        FileExistsError: the file exists and may not be overwritten.
+    """
+
+    def __init__(self, path: Path, header: Header | None = None, overwrite: bool = False) -> None:
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"{path} exists and is not overwritten")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        self._file = ismrmrd.Dataset(str(path), "dataset", True)
+        self._groups: dict[tuple[object, ...], str] = {}
+        if header is not None:
+            self._file.write_xml_header(ismrmrd.xsd.ToXML(header).encode())
+
+    def write(self, item: ismrmrd.Image | ismrmrd.Acquisition | ismrmrd.Waveform) -> None:
+        """Appends one item."""
+        if isinstance(item, ismrmrd.Image):
+            self._append_image(item)
+        elif isinstance(item, ismrmrd.Acquisition):
+            self._file.append_acquisition(item)
+        else:
+            self._file.append_waveform(item)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def _append_image(self, image: ismrmrd.Image) -> None:
+        image = _storable(image)
+        self._file.append_image(self._group_of(image), image)
+        self._file._file.flush()  # the package has no public way to bring an image safely to disk
+
+    def _group_of(self, image: ismrmrd.Image) -> str:
+        """One HDF5 array holds one shape and type; images of a series that differ go to image_<series>_2, ..."""
+        name = f"image_{image.image_series_index}"
+        key = (name, image.data.shape, image.data_type)
+        if key not in self._groups:
+            others = sum(known[0] == name for known in self._groups)
+            self._groups[key] = f"{name}_{others + 1}" if others else name
+        return self._groups[key]
+
+
+def _storable(image: ismrmrd.Image) -> ismrmrd.Image:
+    """The image as the `ismrmrd` package can write it: it mixes up 4 and 8 byte integers, and float64 holds both."""
+    if image.data_type != ismrmrd.DATATYPE_INT:
+        return image
+    log.warning("image %d of series %d: int32 is stored as float64", image.image_index, image.image_series_index)
+    return ismrmrd.Image(image.getHead(), data=image.data.astype(np.float64), meta=image.meta)

@@ -1,0 +1,111 @@
+"""Raw data from an ISMRMRD .h5 file, read in blocks."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+import h5py
+import ismrmrd
+import numpy as np
+from ismrmrd.waveform import WaveformHeader
+
+from pipelines.errors import FileError
+
+# One HDF5 read per acquisition is some twenty times slower than one per block.
+BLOCK = 64
+
+
+class RawFile:
+    """The raw data of one measurement.
+
+    Args:
+        path: an ISMRMRD file.
+        group: the measurement's group in it.
+
+    Raises:
+        FileError: not an HDF5 file, no such group, or no acquisitions or header in it.
+    """
+
+    def __init__(self, path: Path, group: str = "dataset") -> None:
+        self.path = path
+        try:
+            self._file = h5py.File(path, "r")
+        except OSError as error:
+            raise FileError(f"{path}: cannot be read as an HDF5 file: {error}") from error
+        try:
+            self._group = self._measurement(group)
+            self.header_xml = _text(self._group["xml"][0])
+            self.acquisitions = len(self._group["data"])
+        except FileError:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> RawFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._file.close()
+
+    def items(self) -> Iterator[ismrmrd.Acquisition | ismrmrd.Waveform]:
+        """Acquisitions in the order of the file, with waveforms placed among them by time stamp.
+
+        Raises:
+            FileError: an entry whose length contradicts its header.
+        """
+        acquisitions = ((item.acquisition_time_stamp, item) for item in self._blocks("data", self._acquisition))
+        if "waveforms" not in self._group:
+            return (item for _, item in acquisitions)
+        waveforms = ((item.time_stamp, item) for item in self._blocks("waveforms", self._waveform))
+        return (item for _, item in heapq.merge(acquisitions, waveforms, key=lambda pair: pair[0]))
+
+    def _measurement(self, name: str) -> h5py.Group:
+        group = self._file.get(name)
+        if not isinstance(group, h5py.Group):
+            raise FileError(f"{self.path}: there is no group {name!r} (there are: {', '.join(self._file) or 'none'})")
+        for part, what in (("xml", "an MRD header"), ("data", "acquisitions")):
+            if not isinstance(group.get(part), h5py.Dataset) or not len(group[part]):
+                raise FileError(
+                    f"{self.path}: group {name!r} holds no {what}: its dataset {part!r} is missing or empty"
+                )
+        return group
+
+    def _blocks(self, name: str, make: Callable[[np.void, int], ismrmrd.Acquisition]) -> Iterator[ismrmrd.Acquisition]:
+        dataset = self._group[name]
+        for start in range(0, len(dataset), BLOCK):
+            try:
+                block = dataset[start : start + BLOCK]
+            except OSError as error:
+                raise FileError(f"{self.path}: {name} {start} to {start + BLOCK} cannot be read: {error}") from error
+            for offset, entry in enumerate(block):
+                yield make(entry, start + offset)
+
+    def _acquisition(self, entry: np.void, number: int) -> ismrmrd.Acquisition:
+        head = ismrmrd.AcquisitionHeader.from_buffer_copy(entry["head"].tobytes())
+        samples, channels, axes = head.number_of_samples, head.active_channels, head.trajectory_dimensions
+        data, trajectory = entry["data"], entry["traj"]
+        if data.size != 2 * samples * channels or trajectory.size != samples * axes:
+            raise FileError(
+                f"{self.path}: acquisition {number} holds {data.size // 2} samples and {trajectory.size} trajectory"
+                f" values; its header says {channels} channels x {samples} samples and {axes} trajectory dimensions"
+            )
+        return ismrmrd.Acquisition(
+            head,
+            data=data.view(np.complex64).reshape(channels, samples),
+            trajectory=np.asarray(trajectory, np.float32).reshape(samples, axes),
+        )
+
+    def _waveform(self, entry: np.void, number: int) -> ismrmrd.Waveform:
+        head, data = WaveformHeader(), entry["data"]
+        for name in entry["head"].dtype.names:
+            setattr(head, name, entry["head"][name].item())
+        if data.size != head.channels * head.number_of_samples:
+            size = f"{head.channels} channels x {head.number_of_samples} samples"
+            raise FileError(f"{self.path}: waveform {number} holds {data.size} values; its header says {size}")
+        return ismrmrd.Waveform(head, data)
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value

@@ -1,0 +1,344 @@
+"""The MRD streaming protocol on a socket: messages in, messages out, nothing about what they mean.
+
+Every message is a little-endian uint16 id and a body. Control messages are the small classes below; acquisitions,
+waveforms and images are the `ismrmrd` package's types.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import socket
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, TypeAlias
+
+import ismrmrd
+import numpy as np
+import numpy.typing as npt
+from ismrmrd.acquisition import AcquisitionHeader
+from ismrmrd.image import ImageHeader
+from ismrmrd.waveform import WaveformHeader
+
+from pipelines.errors import MalformedMessage, PeerIdle, PeerVanished
+
+
+class MessageId(IntEnum):
+    """The ids that spinstream reads."""
+
+    CONFIG_FILE = 1
+    CONFIG_TEXT = 2
+    HEADER = 3
+    CLOSE = 4
+    TEXT = 5
+    ERROR = 8
+    ACQUISITION = 1008
+    IMAGE = 1022
+    WAVEFORM = 1026
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """The name of a pipeline that the server knows."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class ConfigText:
+    """A pipeline definition as XML."""
+
+    xml: str
+
+
+@dataclass(frozen=True)
+class HeaderText:
+    """The MRD header as XML."""
+
+    xml: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """A message for people, or FIRE-style JSON parameters."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ErrorText:
+    """The sender failed."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Close:
+    """Nothing more will be sent."""
+
+
+Message: TypeAlias = (
+    ConfigFile
+    | ConfigText
+    | HeaderText
+    | Text
+    | ErrorText
+    | Close
+    | ismrmrd.Acquisition
+    | ismrmrd.Waveform
+    | ismrmrd.Image
+)
+
+CONFIG_FILE_BYTES = 1024
+MEBIBYTE = 1 << 20
+LARGEST_TEXT = 64 * MEBIBYTE
+LARGEST_DATA = 4096 * MEBIBYTE
+READ_BUFFER = MEBIBYTE // 4
+
+# The `ismrmrd` package maps the 4-byte integer type to the platform's int, which is not what stands on the wire.
+IMAGE_TYPES: dict[int, np.dtype[Any]] = {
+    ismrmrd.DATATYPE_USHORT: np.dtype("<u2"),
+    ismrmrd.DATATYPE_SHORT: np.dtype("<i2"),
+    ismrmrd.DATATYPE_UINT: np.dtype("<u4"),
+    ismrmrd.DATATYPE_INT: np.dtype("<i4"),
+    ismrmrd.DATATYPE_FLOAT: np.dtype("<f4"),
+    ismrmrd.DATATYPE_DOUBLE: np.dtype("<f8"),
+    ismrmrd.DATATYPE_CXFLOAT: np.dtype("<c8"),
+    ismrmrd.DATATYPE_CXDOUBLE: np.dtype("<c16"),
+}
+
+
+class Connection:
+    """Messages over one connected socket. One thread may receive while another sends.
+
+    Args:
+        sock: connected; the caller closes it.
+        patience: seconds that one read or write may wait for the peer; None waits for ever.
+    """
+
+    def __init__(self, sock: socket.socket, patience: float | None = None) -> None:
+        sock.settimeout(patience)
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = sock
+        self._patience = patience
+        self._stream = sock.makefile("rb", buffering=READ_BUFFER)
+        self._readers: dict[int, Callable[[], Message]] = {
+            MessageId.CONFIG_FILE: self._read_config_file,
+            MessageId.CONFIG_TEXT: lambda: ConfigText(self._read_text("<I")),
+            MessageId.HEADER: lambda: HeaderText(self._read_text("<I")),
+            MessageId.CLOSE: Close,
+            MessageId.TEXT: lambda: Text(self._read_text("<I")),
+            MessageId.ERROR: lambda: ErrorText(self._read_text("<Q")),
+            MessageId.ACQUISITION: self._read_acquisition,
+            MessageId.WAVEFORM: self._read_waveform,
+            MessageId.IMAGE: self._read_image,
+        }
+
+    def receive(self) -> Message:
+        """The next message.
+
+        Raises:
+            MalformedMessage: unknown id, absurd length, or a body that contradicts its header.
+            PeerVanished: the connection ended without a close message.
+            PeerIdle: the peer sent nothing for longer than the patience.
+        """
+        number = self._number("<H", "a message id")
+        reader = self._readers.get(number)
+        if reader is None:
+            known = ", ".join(f"{m.value} {m.name.lower()}" for m in MessageId)
+            raise MalformedMessage(f"message id {number} is not known here; expected one of {known}")
+        return reader()
+
+    def send(self, message: Message) -> None:
+        """Sends one message.
+
+        Raises:
+            PeerVanished: the peer is gone.
+            PeerIdle: the peer took nothing for longer than the patience.
+        """
+        if isinstance(message, ismrmrd.Acquisition):
+            head = message.getHead()
+            self._write(MessageId.ACQUISITION, bytes(head), _raw(message.traj, "<f4"), _raw(message.data, "<c8"))
+        elif isinstance(message, ismrmrd.Waveform):
+            self._write(MessageId.WAVEFORM, bytes(message.getHead()), _raw(message.data, "<u4"))
+        elif isinstance(message, ismrmrd.Image):
+            self._send_image(message)
+        elif isinstance(message, ConfigFile):
+            self._write(MessageId.CONFIG_FILE, _config_file_bytes(message.name))
+        elif isinstance(message, ErrorText):
+            self._write(MessageId.ERROR, *_text_bytes("<Q", message.text))
+        elif isinstance(message, Close):
+            self._write(MessageId.CLOSE)
+        else:
+            self._send_text(message)
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Releases the reading side; the socket itself belongs to whoever made it."""
+        self._stream.close()
+
+    def hang_up(self) -> None:
+        """Ends our side: a blocked `send` of another thread fails, and the peer reads the end of the stream."""
+        with contextlib.suppress(OSError):  # the peer may have ended both sides already
+            self._socket.shutdown(socket.SHUT_WR)
+
+    def drain(self, seconds: float) -> None:
+        """Ends our side, then reads and drops what the peer still sends, until it ends too or the time is over.
+
+        Closing a socket that holds unread data resets the connection, and the peer would lose our last words.
+        """
+        scrap = bytearray(READ_BUFFER)
+        deadline = time.monotonic() + seconds
+        try:
+            self.hang_up()
+            self._socket.settimeout(seconds)
+            while self._stream.readinto(scrap) and time.monotonic() < deadline:  # type: ignore[attr-defined]
+                pass
+        except OSError:
+            return
+
+    def _send_text(self, message: ConfigText | HeaderText | Text) -> None:
+        if isinstance(message, Text):
+            self._write(MessageId.TEXT, *_text_bytes("<I", message.text))
+        else:
+            number = MessageId.CONFIG_TEXT if isinstance(message, ConfigText) else MessageId.HEADER
+            self._write(number, *_text_bytes("<I", message.xml))
+
+    def _send_image(self, image: ismrmrd.Image) -> None:
+        head = image.getHead()
+        attributes = image.attribute_string.encode()
+        head.attribute_string_len = len(attributes)
+        length = struct.pack("<Q", len(attributes))
+        self._write(MessageId.IMAGE, bytes(head), length, attributes, _raw(image.data, IMAGE_TYPES[head.data_type]))
+
+    def _write(self, number: MessageId, *parts: bytes | memoryview) -> None:
+        waiting = [memoryview(struct.pack("<H", number)), *(memoryview(part) for part in parts if len(part))]
+        try:
+            while waiting:
+                sent = self._socket.sendmsg(waiting)
+                waiting = _unsent(waiting, sent)
+        except TimeoutError:
+            raise PeerIdle(f"the peer took no data for {self._patience:g} s") from None
+        except OSError as error:
+            raise PeerVanished(f"the peer is gone: {error.strerror or error}") from error
+
+    def _fill(self, buffer: memoryview, what: str) -> None:
+        try:
+            got = 0
+            while got < len(buffer):
+                count = self._stream.readinto(buffer[got:])  # type: ignore[attr-defined]
+                if not count:
+                    raise PeerVanished(f"the connection ended after {got} of {len(buffer)} bytes of {what}")
+                got += count
+        except TimeoutError:
+            raise PeerIdle(f"nothing came for {self._patience:g} s while waiting for {what}") from None
+        except OSError as error:
+            raise PeerVanished(f"the connection broke while waiting for {what}: {error.strerror or error}") from error
+
+    def _read(self, count: int, what: str) -> bytearray:
+        body = bytearray(count)
+        self._fill(memoryview(body), what)
+        return body
+
+    def _number(self, layout: str, what: str) -> int:
+        value: int
+        (value,) = struct.unpack(layout, self._read(struct.calcsize(layout), what))
+        return value
+
+    def _read_config_file(self) -> ConfigFile:
+        return ConfigFile(_decode(bytes(self._read(CONFIG_FILE_BYTES, "a config file name")), "a config file name"))
+
+    def _read_text(self, layout: str) -> str:
+        length = self._number(layout, "a text length")
+        if length > LARGEST_TEXT:
+            raise MalformedMessage(f"a text of {length} bytes was announced; at most {LARGEST_TEXT} are taken")
+        return _decode(bytes(self._read(length, "a text")), "a text")
+
+    def _read_acquisition(self) -> ismrmrd.Acquisition:
+        head = AcquisitionHeader.from_buffer(self._read(ctypes.sizeof(AcquisitionHeader), "an acquisition header"))
+        if not head.number_of_samples or not head.active_channels:
+            size = f"{head.active_channels} channels x {head.number_of_samples} samples"
+            raise MalformedMessage(f"acquisition {head.scan_counter} announces {size}; expected at least 1 x 1")
+        what = f"acquisition {head.scan_counter}"
+        trajectory = self._read_array((head.number_of_samples, head.trajectory_dimensions), "<f4", what)
+        data = self._read_array((head.active_channels, head.number_of_samples), "<c8", what)
+        return ismrmrd.Acquisition(head, data=data, trajectory=trajectory)
+
+    def _read_waveform(self) -> ismrmrd.Waveform:
+        head = WaveformHeader.from_buffer(self._read(ctypes.sizeof(WaveformHeader), "a waveform header"))
+        data = self._read_array((head.channels, head.number_of_samples), "<u4", f"waveform {head.scan_counter}")
+        return ismrmrd.Waveform(head, data)
+
+    def _read_image(self) -> ismrmrd.Image:
+        head = ImageHeader.from_buffer(self._read(ctypes.sizeof(ImageHeader), "an image header"))
+        if head.data_type not in IMAGE_TYPES:
+            raise MalformedMessage(f"image {head.image_index} has data type {head.data_type}; expected 1 to 8")
+        attributes = self._read_text("<Q")
+        x, y, z = head.matrix_size
+        data = self._read_array((head.channels, z, y, x), IMAGE_TYPES[head.data_type], f"image {head.image_index}")
+        try:
+            image = ismrmrd.Image(head, attribute_string=attributes) if attributes else ismrmrd.Image(head)
+        except Exception as error:  # the package lets errors of three XML parsers through
+            raise MalformedMessage(f"image {head.image_index}: its attributes are not valid XML: {error}") from error
+        image.data[...] = data
+        return image
+
+    def _read_array(self, shape: tuple[int, ...], dtype: npt.DTypeLike, what: str) -> npt.NDArray[Any]:
+        kind = np.dtype(dtype)
+        size = int(np.prod(shape, dtype=object)) * kind.itemsize
+        if size > LARGEST_DATA:
+            raise MalformedMessage(f"{what} announces {size} bytes; at most {LARGEST_DATA} are taken")
+        array = np.empty(shape, kind)
+        self._fill(array.reshape(-1).view(np.uint8).data, what)
+        return array
+
+
+def describe(message: Message) -> str:
+    """Names the kind of a message in a sentence."""
+    return {
+        ConfigFile: "a config file (1)",
+        ConfigText: "a config text (2)",
+        HeaderText: "a header (3)",
+        Close: "a close (4)",
+        Text: "a text (5)",
+        ErrorText: "an error (8)",
+        ismrmrd.Acquisition: "an acquisition (1008)",
+        ismrmrd.Waveform: "a waveform (1026)",
+        ismrmrd.Image: "an image (1022)",
+    }[type(message)]
+
+
+def _raw(array: npt.NDArray[Any], dtype: npt.DTypeLike) -> memoryview:
+    return np.ascontiguousarray(array, dtype).reshape(-1).view(np.uint8).data
+
+
+def _unsent(parts: list[memoryview], sent: int) -> list[memoryview]:
+    while parts and sent >= len(parts[0]):
+        sent -= len(parts[0])
+        parts = parts[1:]
+    return [parts[0][sent:], *parts[1:]] if sent else parts
+
+
+def _decode(raw: bytes, what: str) -> str:
+    try:
+        return raw.partition(b"\0")[0].decode()
+    except UnicodeDecodeError as error:
+        raise MalformedMessage(f"{what} is not UTF-8 text: {error}") from None
+
+
+def _config_file_bytes(name: str) -> bytes:
+    encoded = name.encode()
+    if len(encoded) >= CONFIG_FILE_BYTES:
+        raise ValueError(f"a config file name has at most {CONFIG_FILE_BYTES - 1} bytes, got {len(encoded)}")
+    return encoded.ljust(CONFIG_FILE_BYTES, b"\0")
+
+
+def _text_bytes(layout: str, text: str) -> tuple[bytes, bytes]:
+    encoded = text.encode()
+    return struct.pack(layout, len(encoded)), encoded

@@ -1,0 +1,41 @@
+"""Servers for tests."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from mrd_items import REGISTRY
+from pipelines.registry import installed_gadgets
+from pipelines.session import Site
+from pipelines.streams.server import Limits, Server
+
+
+@pytest.fixture
+def site(tmp_path) -> Site:
+    return Site(device="cpu", state_folder=tmp_path / "state", registry={**installed_gadgets(), **REGISTRY})
+
+
+@pytest.fixture
+def start_server(site):
+    """Starts servers that end with the test; gives the address."""
+    servers = []
+
+    def start(**limits) -> tuple[str, int]:
+        server = Server("127.0.0.1", 0, site, Limits(**{"patience_s": 5.0, **limits}))
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        servers.append(server)
+        return server.server_address[:2]
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def address(start_server) -> Iterator[tuple[str, int]]:
+    return start_server()

@@ -1,0 +1,101 @@
+"""Small MRD items, headers, gadgets and definitions that several tests use."""
+
+from __future__ import annotations
+
+import ismrmrd
+import numpy as np
+
+from gadgets.frame import Frame
+from gadgets.gadget import ACQUISITIONS, Gadget
+
+HEADER_XML = """<?xml version="1.0"?>
+<ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD">
+  <experimentalConditions><H1resonanceFrequency_Hz>123000000</H1resonanceFrequency_Hz></experimentalConditions>
+  <encoding>
+    <encodedSpace>
+      <matrixSize><x>16</x><y>8</y><z>1</z></matrixSize>
+      <fieldOfView_mm><x>320</x><y>160</y><z>5</z></fieldOfView_mm>
+    </encodedSpace>
+    <reconSpace>
+      <matrixSize><x>8</x><y>8</y><z>1</z></matrixSize>
+      <fieldOfView_mm><x>160</x><y>160</y><z>5</z></fieldOfView_mm>
+    </reconSpace>
+    <encodingLimits>
+      <kspace_encoding_step_1><minimum>0</minimum><maximum>7</maximum><center>4</center></kspace_encoding_step_1>
+    </encodingLimits>
+    <trajectory>cartesian</trajectory>
+  </encoding>
+</ismrmrdHeader>"""
+
+
+class Count(Gadget[ismrmrd.Acquisition]):
+    """Takes acquisitions away and tells how many came."""
+
+    takes = ismrmrd.Acquisition
+    needs = removes = frozenset({ACQUISITIONS})
+
+    def open(self, session):
+        super().open(session)
+        self.count = 0
+
+    def take(self, item):
+        self.count += 1
+        return iter(())
+
+    def finish(self):
+        self.session.tell(f"counted {self.count}")
+        return iter(())
+
+
+class Fail(Gadget[ismrmrd.Acquisition]):
+    """Raises on the third acquisition."""
+
+    takes = ismrmrd.Acquisition
+
+    def take(self, item):
+        if item.scan_counter == 2:
+            raise ValueError("the coil is on fire")
+        yield item
+
+
+class ToImage(Gadget[ismrmrd.Acquisition]):
+    """Makes a small image of each acquisition."""
+
+    takes = ismrmrd.Acquisition
+    needs = removes = frozenset({ACQUISITIONS})
+
+    def take(self, item):
+        array = np.full((1, 1, 4, 4), item.scan_counter, np.float32)
+        yield ismrmrd.Image.from_array(array, acquisition=item, transpose=False, image_index=item.scan_counter + 1)
+
+
+class Pass(Gadget[Frame]):
+    """Takes frames, of which there are none."""
+
+    takes = Frame
+
+
+REGISTRY = {"Count": Count, "Fail": Fail, "ToImage": ToImage, "Pass": Pass}
+
+
+def configuration(*gadgets: str) -> str:
+    """A pipeline definition that hosts these gadgets."""
+    inner = "\n".join(f'<gadget name="{name}"/>' for name in gadgets)
+    return f"""<configuration><version>2</version><stream><external>
+<execute name="pipelines.streams.gadgetron" target="run_chain" type="python"/>
+<configuration>
+{inner}
+</configuration></external></stream></configuration>"""
+
+
+def acquisition(number: int = 0, channels: int = 2, samples: int = 16, **fields) -> ismrmrd.Acquisition:
+    """A Cartesian readout of noise, reproducible by its number."""
+    rng = np.random.default_rng(number)
+    data = (rng.standard_normal((channels, samples)) + 1j * rng.standard_normal((channels, samples))).astype(
+        np.complex64
+    )
+    item = ismrmrd.Acquisition.from_array(data, scan_counter=number, center_sample=samples // 2, sample_time_us=5.0)
+    item.idx.kspace_encode_step_1 = number
+    for name, value in fields.items():
+        setattr(item, name, value)
+    return item

@@ -1,0 +1,108 @@
+"""The chain as a child process of a scripted Gadgetron, in the exact order of bytes of the real one."""
+
+import socket
+import struct
+import subprocess
+import sys
+import time
+
+import ismrmrd
+import pytest
+
+from mrd_items import HEADER_XML, acquisition
+from pipelines.wire import Close, Connection, ErrorText
+
+pytest.importorskip("gadgetron")
+
+
+def inner(*gadgets: str) -> bytes:
+    """What Gadgetron hands to an external process: the <configuration> of its node."""
+    lines = "".join(f'<gadget name="{name}" />' for name in gadgets)
+    return f'<?xml version="1.0"?>\n<configuration>{lines}</configuration>\n'.encode()
+
+
+class Parent:
+    """Listens, starts the child, sends configuration (2) and header (3), then what the test says."""
+
+    def __init__(self, configuration: bytes, header: bytes = HEADER_XML.encode()) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        port = str(self.listener.getsockname()[1])
+        command = [sys.executable, "-m", "gadgetron", port, "pipelines.streams.gadgetron", "run_chain"]
+        self.child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.listener.settimeout(60)
+        self.sock, _ = self.listener.accept()
+        self.connection = Connection(self.sock, patience=60)
+        for number, text in ((2, configuration), (3, header)):
+            self.sock.sendall(struct.pack("<HI", number, len(text)) + text)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.child.kill()
+        self.child.wait()
+        self.child.stderr.close()
+        self.connection.__exit__()
+        self.sock.close()
+        self.listener.close()
+
+    def send(self, *items) -> None:
+        for item in items:
+            self.connection.send(item)
+
+    def received(self) -> list:
+        """Everything up to the child's close."""
+        got = []
+        while not isinstance(message := self.connection.receive(), Close):
+            got.append(message)
+        return got
+
+
+def fully_sampled():
+    items = [acquisition(i, channels=2, samples=16) for i in range(8)]
+    items[-1].setFlag(ismrmrd.ACQ_LAST_IN_SLICE)
+    return items
+
+
+PREVIEW = ("Trajectory", "RemoveOversampling", "FrameAssembly", "CoilMaps", "Preview", "ImageExport")
+
+
+def test_images_come_back_and_nothing_else():
+    with Parent(inner(*PREVIEW)) as parent:
+        parent.send(*fully_sampled(), Close())
+        got = parent.received()
+        assert [type(item).__name__ for item in got] == ["Image"]
+        assert parent.child.wait(20) == 0
+
+
+@pytest.mark.parametrize(
+    ("configuration", "header", "reason"),
+    [
+        (inner("Nonsense"), HEADER_XML, "no gadget is called 'Nonsense'"),
+        (b"", HEADER_XML, "not well-formed XML"),
+        (inner(*PREVIEW), "<a/>", "expected the root <ismrmrdHeader>"),
+    ],
+)
+def test_what_cannot_start_is_reported_with_id_8(configuration, header, reason):
+    with Parent(configuration, header.encode()) as parent:
+        (message,) = parent.received()
+        assert isinstance(message, ErrorText)
+        assert reason in message.text
+
+
+def test_a_raising_gadget_is_reported_with_id_8_before_the_close():
+    with Parent(inner(*PREVIEW)) as parent:
+        bad = fully_sampled()
+        bad[3].data[:] = float("nan")
+        parent.send(*bad, Close())
+        (message,) = parent.received()
+        assert isinstance(message, ErrorText)
+        assert "failed on" in message.text
+
+
+def test_a_vanished_parent_ends_the_child_without_spinning():
+    with Parent(inner(*PREVIEW)) as parent:
+        parent.send(acquisition(0))
+        time.sleep(0.2)
+        parent.sock.shutdown(socket.SHUT_RDWR)
+        parent.child.wait(30)
