@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from gadgets.gadget import Gadget
+from pipelines.errors import PipelineError
 
 GROUP = "spinstream.gadgets"
 
@@ -17,8 +18,25 @@ Registry = Mapping[str, type[Gadget[Any]]]
 
 @lru_cache(maxsize=1)
 def installed_gadgets() -> Registry:
-    """Every installed gadget class by its name in pipeline files."""
-    return {point.name: point.load() for point in sorted(entry_points(group=GROUP), key=lambda point: point.name)}
+    """Every installed gadget class by its name in pipeline files.
+
+    Raises:
+        PipelineError: an installed gadget cannot be imported, or two have one name.
+    """
+    gadgets: dict[str, type[Gadget[Any]]] = {}
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+        if point.name in gadgets:
+            raise PipelineError(f"two installed packages bring a gadget called {point.name!r}; uninstall one")
+        gadgets[point.name] = _load(point)
+    return gadgets
+
+
+def _load(point: EntryPoint) -> type[Gadget[Any]]:
+    try:
+        gadget: type[Gadget[Any]] = point.load()
+    except (ImportError, AttributeError) as error:
+        raise PipelineError(f"the installed gadget {point.name!r} ({point.value}) cannot be loaded: {error}") from error
+    return gadget
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

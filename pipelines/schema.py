@@ -13,7 +13,7 @@ from lxml.builder import ElementMaker
 
 from gadgets.gadget import Gadget
 from pipelines.definition import CHILD_MODULE, CHILD_TARGET, DEFINITIONS
-from pipelines.registry import Registry
+from pipelines.registry import Registry, installed_gadgets
 
 NAMESPACE = "http://www.w3.org/2001/XMLSchema"
 SCHEMA_FILE = DEFINITIONS / "spinstream.xsd"
@@ -105,3 +105,7 @@ def _attribute(name: str, kind: str) -> etree._Element:
 
 def _fixed(name: str, value: str) -> etree._Element:
     return XS.attribute(name=name, type="xs:string", use="required", fixed=value)
+
+
+if __name__ == "__main__":
+    SCHEMA_FILE.write_bytes(generate_schema(installed_gadgets()))

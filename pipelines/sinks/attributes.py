@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import ismrmrd
 import numpy as np
 from numpy.typing import NDArray
 
-Header = ismrmrd.xsd.ismrmrdHeader
+Header: TypeAlias = ismrmrd.xsd.ismrmrdHeader
 Array = NDArray[Any]
 
 # Percent of the pixels below and above the window where an image does not name its own.

@@ -14,5 +14,7 @@ def output_folder(folder: Path, suffix: str, overwrite: bool) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     earlier = next(folder.glob(f"*{suffix}"), None)
     if earlier is not None and not overwrite:
-        raise FileExistsError(f"{folder} already holds {suffix} files, {earlier.name} for one; they are not overwritten")
+        raise FileExistsError(
+            f"{folder} already holds {suffix} files, {earlier.name} for one; they are not overwritten"
+        )
     return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import ismrmrd
@@ -10,13 +9,12 @@ import numpy as np
 
 from pipelines.sinks.attributes import Header
 
-log = logging.getLogger("spinstream")
-
 
 class MrdSink:
     """Appends MRD items to a new file, group "dataset", images as "image_<series>".
 
-    Each image is on disk when `write` returns, so that a crash costs only what came after it.
+    Each image is on disk when `write` returns, so that a crash costs only what came after it. Pixels are stored as they
+    came, but for int32, which becomes float64.
 
     Args:
         path: of the file.
@@ -66,8 +64,7 @@ class MrdSink:
 
 
 def _storable(image: ismrmrd.Image) -> ismrmrd.Image:
-    """The image as the `ismrmrd` package can write it: it mixes up 4 and 8 byte integers, and float64 holds both."""
+    """The image as the `ismrmrd` package can write it: it takes 4 byte integers for 8 byte ones; float64 holds them."""
     if image.data_type != ismrmrd.DATATYPE_INT:
         return image
-    log.warning("image %d of series %d: int32 is stored as float64", image.image_index, image.image_series_index)
     return ismrmrd.Image(image.getHead(), data=image.data.astype(np.float64), meta=image.meta)

@@ -48,8 +48,9 @@ class PngSink:
 def to_grey(values: Array, window: tuple[float, float]) -> NDArray[np.uint8]:
     """Linear from black at the low end of the window to white at its high end; non-finite values are black."""
     low, high = window
-    shade = (values.astype(np.float64) - low) / max(high - low, np.finfo(np.float32).tiny)
-    return np.rint(255 * np.clip(np.nan_to_num(shade, posinf=0.0, neginf=0.0), 0, 1)).astype(np.uint8)
+    values = np.where(np.isfinite(values), values, low).astype(np.float64)
+    shade = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    return np.asarray(np.rint(255 * np.clip(shade, 0, 1)), np.uint8)
 
 
 def tiles(planes: Array) -> Array:

@@ -1,0 +1,146 @@
+import shutil
+
+import pytest
+from click.testing import CliRunner
+
+from mrd_items import HEADER_XML, acquisition, configuration
+from pipelines.cli import main
+from pipelines.definition import DEFINITIONS, available_definitions
+from pipelines.registry import installed_gadgets
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+@pytest.fixture
+def raw(tmp_path):
+    import ismrmrd
+
+    path = tmp_path / "raw.h5"
+    with ismrmrd.Dataset(str(path), "dataset") as dataset:
+        dataset.write_xml_header(HEADER_XML.encode())
+        for i in range(8):
+            dataset.append_acquisition(acquisition(i))
+    return path
+
+
+@pytest.mark.parametrize("name", available_definitions([DEFINITIONS]))
+def test_validate_shipped_pipelines(name):
+    status, output = run("validate", name)
+    assert status == 0
+    assert output.startswith(f"{name}: NoisePrewhitening -> ")
+
+
+def test_validate_names_file_line_and_nearest(tmp_path):
+    path = tmp_path / "my.xml"
+    path.write_text((DEFINITIONS / "cg_sense.xml").read_text().replace("CoilMaps", "CoilMap"))
+    line = 1 + path.read_text().splitlines().index('                <gadget name="CoilMap"/>')
+    status, output = run("validate", path)
+    assert status == 1
+    assert f"my.xml:{line}: no gadget is called 'CoilMap'; did you mean 'CoilMaps'?" in output
+
+
+def test_validate_with_settings():
+    assert run("validate", "cg_sense", "--set", "CgSense.iterations=3")[0] == 0
+    status, output = run("validate", "cg_sense", "--set", "CgSense.iterations=many")
+    assert status == 1
+    assert "--set: CgSense.iterations: expected a whole number" in output
+    assert run("validate", "cg_sense", "--set", "CgSense.iterations")[0] == 2
+
+
+def test_gadgets_and_every_declared_property_are_listed():
+    status, output = run("gadgets")
+    assert status == 0
+    for name, gadget in installed_gadgets().items():
+        assert name in output
+        assert gadget.summary(), name
+        status, properties = run("gadgets", name)
+        assert status == 0
+        for key, declared in gadget.properties().items():
+            assert f"  {key} = {declared.default_text}" in properties
+            assert declared.meaning.endswith("."), (name, key)
+            assert declared.default is None or declared.parse(declared.default_text) == declared.default
+
+
+def test_an_unknown_gadget_gets_the_nearest():
+    status, output = run("gadgets", "CGSense")
+    assert status == 1
+    assert "did you mean 'CgSense'?" in output
+
+
+def test_pipelines_are_exported(tmp_path):
+    status, output = run("pipelines", "--export", tmp_path / "config")
+    assert status == 0
+    assert sorted(path.name for path in (tmp_path / "config").iterdir()) == ["cg_sense.xml", "preview.xml"]
+    assert "cg_sense" in output
+
+
+def test_replay_writes_images_and_says_how_many(raw, tmp_path):
+    status, output = run("replay", raw, "-p", "preview", "-o", tmp_path / "out.h5", "--png", tmp_path / "png")
+    assert status == 0, output
+    assert "1 images" in output
+    assert len(list((tmp_path / "png").iterdir())) == 1
+
+
+def test_replay_to_a_server(raw, tmp_path, address):
+    to = "{}:{}".format(*address)
+    status, output = run("replay", raw, "-p", "preview", "-o", tmp_path / "out.h5", "--to", to)
+    assert status == 0, output
+    assert "note: times: NoisePrewhitening" in output
+
+
+def test_replay_without_images_fails(raw, tmp_path, address):
+    pipeline = tmp_path / "count.xml"
+    pipeline.write_text(configuration("Count"))
+    status, output = run("replay", raw, "-p", pipeline, "-o", tmp_path / "o.h5", "--to", "{}:{}".format(*address))
+    assert status == 1
+    assert "no image came out" in output
+    assert "note: counted 8" in output
+
+
+def test_replay_reports_a_failing_server(raw, tmp_path, address):
+    pipeline = tmp_path / "fail.xml"
+    pipeline.write_text(configuration("Fail"))
+    status, output = run("replay", raw, "-p", pipeline, "-o", tmp_path / "o.h5", "--to", "{}:{}".format(*address))
+    assert status == 1
+    assert "Error: Fail failed on acquisition 2 (slice 0, step 2): the coil is on fire" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["-p", "preview"], 2, "nowhere to put the images"),
+        (["-p", "preview", "-o", "x.h5", "--to", "nowhere"], 2, "expected HOST:PORT"),
+        (["-p", "preview", "-o", "x.h5", "--to", "127.0.0.1:1", "--device", "cpu"], 2, "the server's to choose"),
+        (["-p", "preview", "-o", "x.h5", "--to", "127.0.0.1:1"], 1, "no server answers at 127.0.0.1:1"),
+        (["-p", "previw", "-o", "x.h5"], 1, "did you mean 'preview'?"),
+        (["-p", "preview", "-o", "x.h5", "--set", "nonsense"], 2, "expected GADGET.PROPERTY=VALUE"),
+        (["-p", "preview", "-o", "x.h5", "--group", "data"], 1, "there is no group 'data'"),
+    ],
+)
+def test_replay_mistakes(raw, tmp_path, monkeypatch, arguments, status, message):
+    monkeypatch.chdir(tmp_path)
+    got, output = run("replay", raw, *arguments)
+    assert (got, message in output) == (status, True), output
+
+
+def test_an_existing_output_is_not_overwritten(raw, tmp_path):
+    shutil.copy(raw, tmp_path / "out.h5")
+    status, output = run("replay", raw, "-p", "preview", "-o", tmp_path / "out.h5")
+    assert status == 1
+    assert "exists" in output
+
+
+@pytest.mark.parametrize("port", ["70000", "x"])
+def test_serve_refuses_ports_that_do_not_exist(port):
+    assert run("serve", "--port", port)[0] == 2
+
+
+def test_serve_says_when_the_port_is_taken(address):
+    status, output = run("serve", "--port", address[1])
+    assert status == 1
+    assert f"cannot listen on 127.0.0.1:{address[1]}" in output
