@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import click
@@ -88,7 +88,7 @@ def _pictures(raw: Path, images: Path) -> Pictures:
     pictures: Pictures = {}
     with h5py.File(raw) as file:
         pictures["truth"] = np.abs(file["truth/image"][()])
-    with ismrmrd.Dataset(str(images), "dataset", False) as dataset:
+    with closing(ismrmrd.Dataset(str(images), "dataset", False)) as dataset:
         for group in (name for name in dataset.list() if name.startswith("image_")):
             found = [dataset.read_image(group, i) for i in range(dataset.number_of_images(group))]
             kind = str(found[0].meta["SeriesDescription"])

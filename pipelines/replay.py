@@ -118,7 +118,7 @@ def paced(
         now = time.monotonic()
         if start is None or abs(start + due - now) > LONGEST_PAUSE_S:
             start = now - due
-        if start + due > now:
+        elif start + due > now:
             sleep(start + due - now)
         yield item
 

@@ -62,6 +62,8 @@ def stream(
             raise RemoteError("; ".join(failures))
         if sender.error is not None:
             raise sender.error
+        if not sender.complete:
+            raise PeerVanished("the server closed before it had taken all the data, and did not say why")
 
 
 def _connect(address: tuple[str, int]) -> socket.socket:
@@ -106,6 +108,7 @@ class _Sender(threading.Thread):
         self._items = items
         self._stopped = threading.Event()
         self.error: Exception | None = None
+        self.complete = False
 
     def run(self) -> None:
         try:
@@ -116,6 +119,7 @@ class _Sender(threading.Thread):
                     return
                 self._connection.send(message)
             self._connection.send(Close())
+            self.complete = True
         except Exception as error:  # raised by the main thread once it has heard what the server says about it
             self.error = error
             self._connection.hang_up()

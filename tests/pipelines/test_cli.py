@@ -1,4 +1,5 @@
 import shutil
+from contextlib import closing
 
 import pytest
 from click.testing import CliRunner
@@ -21,7 +22,7 @@ def raw(tmp_path):
     import ismrmrd
 
     path = tmp_path / "raw.h5"
-    with ismrmrd.Dataset(str(path), "dataset") as dataset:
+    with closing(ismrmrd.Dataset(str(path), "dataset")) as dataset:
         dataset.write_xml_header(HEADER_XML.encode())
         for i in range(8):
             dataset.append_acquisition(acquisition(i))

@@ -1,3 +1,5 @@
+from contextlib import closing
+
 import ismrmrd
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ def plain(items, total):
 
 @pytest.fixture
 def raw(tmp_path):
-    with ismrmrd.Dataset(str(tmp_path / "raw.h5"), "dataset") as dataset:
+    with closing(ismrmrd.Dataset(str(tmp_path / "raw.h5"), "dataset")) as dataset:
         dataset.write_xml_header(HEADER_XML.encode())
         for i in range(4):
             dataset.append_acquisition(acquisition(i, acquisition_time_stamp=1000 + 20 * i))
