@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import socket
 import statistics
 import tempfile
@@ -193,7 +192,7 @@ def main() -> None:
         for _ in range(arguments.repeats):
             for name, action in rows.items():
                 times[name].append(timed(action))
-        size = os.path.getsize(raw) / 1e6
+        size = raw.stat().st_size / 1e6
         print(f"{shape[0]} acquisitions x {shape[1]} channels x {shape[2]} samples, {size:.0f} MB")
         for name, seconds in times.items():
             middle = statistics.median(seconds)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +17,10 @@ import ismrmrd
 
 from gadgets.frame import Frame
 from gadgets.gadget import Gadget, Session
+from pipelines.definition import ALL_OUTPUTS
 from pipelines.errors import GadgetError
 
 log = logging.getLogger("spinstream")
-
-MRD_ITEMS = (ismrmrd.Acquisition, ismrmrd.Waveform, ismrmrd.Image)
 
 
 @dataclass
@@ -35,12 +35,22 @@ class Timing:
 class Chain:
     """Gadgets in order, opened for one session.
 
+    Args:
+        gadgets: in the order of the stream.
+        session: what they share.
+        outputs: the MRD types that may leave.
+
     Raises:
         GadgetError: a gadget refuses the session's header.
     """
 
-    def __init__(self, gadgets: Sequence[Gadget[Any]], session: Session) -> None:
+    def __init__(
+        self, gadgets: Sequence[Gadget[Any]], session: Session, outputs: tuple[type, ...] = ALL_OUTPUTS
+    ) -> None:
         self._gadgets = gadgets
+        self._session = session
+        self._outputs = outputs
+        self._held_back: Counter[str] = Counter()
         self.timings = [Timing(type(gadget).__name__) for gadget in gadgets]
         for gadget in gadgets:
             try:
@@ -59,6 +69,9 @@ class Chain:
         for stage, gadget in enumerate(self._gadgets):
             for item in self._timed(stage, gadget.finish, "the end of the stream"):
                 yield from self._push(item, stage + 1)
+        if self._held_back:
+            counts = ", ".join(f"{count} {kind}" for kind, count in self._held_back.items())
+            self._session.tell(f"not sent, since the pipeline names no writer for them: {counts}")
 
     def report(self) -> str:
         """How long each gadget took, on one line."""
@@ -68,13 +81,18 @@ class Chain:
         while stage < len(self._gadgets) and not isinstance(item, self._gadgets[stage].takes):
             stage += 1
         if stage == len(self._gadgets):
-            if isinstance(item, MRD_ITEMS):
-                yield item
+            yield from self._let_out(item)
             return
         self.timings[stage].items += 1
         gadget = self._gadgets[stage]
         for result in self._timed(stage, lambda: gadget.take(item), describe(item)):
             yield from self._push(result, stage + 1)
+
+    def _let_out(self, item: object) -> Iterator[object]:
+        if isinstance(item, self._outputs):
+            yield item
+        elif isinstance(item, ALL_OUTPUTS):
+            self._held_back[type(item).__name__] += 1
 
     def _timed(self, stage: int, start: Any, what: str) -> Iterator[object]:
         """The items of a gadget's generator; the clock runs only while the gadget does."""

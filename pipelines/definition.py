@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import ismrmrd
 from lxml import etree
 
 from gadgets.gadget import ACQUISITIONS, IMAGE, Gadget
@@ -22,6 +23,12 @@ from pipelines.safe_xml import XmlError, parse_xml
 DEFINITIONS = Path(__file__).parent / "definitions"
 CHILD_MODULE = "pipelines.streams.gadgetron"
 CHILD_TARGET = "run_chain"
+WRITERS: dict[str, type] = {
+    "AcquisitionWriter": ismrmrd.Acquisition,
+    "WaveformWriter": ismrmrd.Waveform,
+    "ImageWriter": ismrmrd.Image,
+}
+ALL_OUTPUTS = tuple(WRITERS.values())
 
 
 @dataclass(frozen=True)
@@ -50,11 +57,13 @@ class Definition:
         name: for people and for the image history.
         description: the text of the comment at its head.
         stages: the gadgets in order.
+        outputs: the MRD types that its <writers> let out; all where it has no <writers>.
     """
 
     name: str
     description: str
     stages: tuple[Stage, ...]
+    outputs: tuple[type, ...] = ALL_OUTPUTS
 
     def override(self, values: Mapping[str, str], place: str, local: bool) -> Definition:
         """The same pipeline with properties set from "gadget.property" to text.
@@ -118,7 +127,7 @@ def parse_definition(raw: bytes, name: str, local: bool) -> Definition:
     if version is None or version.strip() != "2":
         raise PipelineError(f"{name}:{root.sourceline}: expected <version>2</version>, got {version or 'none'}")
     inner = _external_configuration(root, name)
-    return Definition(Path(name).stem, _description(root), _stages(inner, name, local))
+    return Definition(Path(name).stem, _description(root), _stages(inner, name, local), _outputs(root, name))
 
 
 def parse_child_configuration(raw: bytes) -> Definition:
@@ -188,6 +197,23 @@ def _check_execute(execute: etree._Element | None, place: str) -> None:
     if got != expected:
         words = " ".join(f'{key}="{value}"' for key, value in expected.items())
         raise PipelineError(f"{place}: expected <execute {words}/>, got {got or 'none'}")
+
+
+def _outputs(root: etree._Element, name: str) -> tuple[type, ...]:
+    """Gadgetron sends its client only what has a writer, and its client stumbles over anything else; so do we."""
+    writers = root.find("writers")
+    if writers is None:
+        return ALL_OUTPUTS
+    return tuple(_output(node, f"{name}:{node.sourceline}") for node in _elements(writers))
+
+
+def _output(writer: etree._Element, place: str) -> type:
+    kind = (writer.findtext("classname") or "").strip()
+    if kind not in WRITERS:
+        raise PipelineError(
+            f"{place}: no writer is called {kind!r}{nearest(kind, WRITERS)} (there are: {', '.join(WRITERS)})"
+        )
+    return WRITERS[kind]
 
 
 def _stages(configuration: etree._Element, name: str, local: bool) -> tuple[Stage, ...]:

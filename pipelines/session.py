@@ -74,7 +74,7 @@ def open_chain(definition: Definition, header_xml: str, site: Site, tell: Callab
         tell=tell,
     )
     log.info("pipeline %s on %s, seed %d", definition.name, session.device, session.seed)
-    return Chain(gadgets, session)
+    return Chain(gadgets, session, definition.outputs)
 
 
 def read_header(xml: str) -> ismrmrd.xsd.ismrmrdHeader:

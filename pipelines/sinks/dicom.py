@@ -44,7 +44,7 @@ SH, LO, ST, LT = 16, 64, 1024, 10240
 # Elements that must be there even where their value is not known (type 2).
 UNKNOWN: Elements = dict.fromkeys(
     (
-        *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "PatientPosition"),
+        *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "PatientPosition", "Laterality"),
         *("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"),
         *("Manufacturer", "PositionReferenceIndicator"),
         *("ScanOptions", "EchoTime", "RepetitionTime", "EchoTrainLength"),
@@ -299,8 +299,9 @@ def _known(**elements: object) -> Elements:
 
 
 def _text(value: object, length: int) -> str:
-    """On one line, without DICOM's separator, and no longer than allowed."""
-    return "" if value is None else " ".join(str(value).split()).replace("\\", "/")[:length]
+    """On one line, without DICOM's separator, and no longer than allowed, even for readers that count bytes."""
+    line = "" if value is None else " ".join(str(value).split()).replace("\\", "/")
+    return line.encode()[:length].decode(errors="ignore")
 
 
 def _decimal(value: float | None) -> str:

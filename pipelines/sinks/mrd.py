@@ -6,6 +6,7 @@ from pathlib import Path
 
 import ismrmrd
 import numpy as np
+from xsdata.formats.dataclass.serializers import XmlSerializer
 
 from pipelines.sinks.attributes import Header
 
@@ -33,7 +34,7 @@ class MrdSink:
         self._file = ismrmrd.Dataset(str(path), "dataset", True)
         self._groups: dict[tuple[object, ...], str] = {}
         if header is not None:
-            self._file.write_xml_header(ismrmrd.xsd.ToXML(header).encode())
+            self._file.write_xml_header(_xml(header))
 
     def write(self, item: ismrmrd.Image | ismrmrd.Acquisition | ismrmrd.Waveform) -> None:
         """Appends one item."""
@@ -61,6 +62,11 @@ class MrdSink:
             others = sum(known[0] == name for known in self._groups)
             self._groups[key] = f"{name}_{others + 1}" if others else name
         return self._groups[key]
+
+
+def _xml(header: Header) -> bytes:
+    # Not ismrmrd.xsd.ToXML: that of ismrmrd 1.14 fails with the xsdata that is installed beside it today.
+    return XmlSerializer().render(header, ns_map={"": "http://www.ismrm.org/ISMRMRD"}).encode()
 
 
 def _storable(image: ismrmrd.Image) -> ismrmrd.Image:

@@ -209,3 +209,13 @@ def test_a_later_folder_wins(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(PipelineError, match="nothing.xml: cannot be read: No such file"):
         load_definition(tmp_path / "nothing.xml")
+
+
+def test_writers_say_what_may_leave():
+    one = configuration("Solve").replace(
+        "<stream>", "<writers><writer><dll>x</dll><classname>ImageWriter</classname></writer></writers><stream>"
+    )
+    assert parse_definition(one.encode(), "test.xml", local=True).outputs == (ismrmrd.Image,)
+    assert len(parse_definition(configuration("Solve").encode(), "test.xml", local=True).outputs) == 3
+    with pytest.raises(PipelineError, match="no writer is called 'ImageWritre'; did you mean 'ImageWriter'"):
+        parse_definition(one.replace("ImageWriter", "ImageWritre").encode(), "test.xml", local=True)

@@ -123,6 +123,16 @@ def test_sixteen_acquisitions_pass_a_chain_that_does_not_take_them(address):
         np.testing.assert_array_equal(back.data, item.data)
 
 
+def test_what_has_no_writer_is_not_sent_and_said(address):
+    """Gadgetron's own client aborts on a message type that it does not expect."""
+    writers = "<writers><writer><classname>ImageWriter</classname></writer></writers><stream>"
+    config = ConfigText(configuration("ToImage").replace("<stream>", writers))
+    waveform = ismrmrd.Waveform.from_array(np.zeros((1, 4), np.uint32))
+    got = converse(address, config, HEADER, waveform, acquisition(0), waveform)
+    assert [type(m) for m in got if not isinstance(m, Text)] == [ismrmrd.Image]
+    assert "not sent, since the pipeline names no writer for them: 2 Waveform" in texts(got, NOTE)
+
+
 # Each: what is sent, and what the reason must say. `close` is the polite end of the sender's side.
 ACQUISITION = struct.pack("<H", 1008) + acquisition(0).to_bytes()
 SAMPLES_AT = 2 + ismrmrd.AcquisitionHeader.number_of_samples.offset

@@ -1,0 +1,90 @@
+"""Real and independently simulated raw data through the shipped pipelines; skipped where the data are not at hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from recon_core.metrics import nrmse
+
+from pipelines.replay import Replay, replay_here
+from pipelines.session import Site
+from pipelines.streams.file import RawFile
+from recon_core.fourier import fft_centred, ifft_centred
+
+CASES = Path(__file__).resolve().parents[3] / "shared" / "data" / "cases"
+
+
+def reconstruct(case: str, pipeline: str, tmp_path: Path, **settings: str) -> dict[str, list[torch.Tensor]]:
+    """Complex images `[y, x]` by series description's last word, in the order in which they came."""
+    path = CASES / case
+    if not path.exists():
+        pytest.skip(f"{case} is not at hand")
+    images: dict[str, list[torch.Tensor]] = {}
+
+    def keep(image):
+        kind = image.meta["SeriesDescription"].split("_")[-1]
+        images.setdefault(kind, []).append(torch.from_numpy(image.data[0, 0].copy()))
+
+    parameters = {"ImageExport.data_type": "complex64", **settings}
+    job = Replay(raw=path, pipeline=pipeline, parameters=parameters)
+    with RawFile(path) as raw:
+        site = Site(device="cpu", state_folder=tmp_path)
+        replay_here(job, raw, site, keep, lambda text: None, lambda items, total: items)
+    return images
+
+
+def stored(case: str, name: str) -> torch.Tensor:
+    """An array of the case's own truth; its first axis is x, ours is y."""
+    return torch.from_numpy(np.load(CASES / case)[name]).transpose(-1, -2)
+
+
+def test_brain_16ch_cg_sense_equals_the_stored_combined_image(tmp_path):
+    images = reconstruct("brain_16ch/brain_invivo_local16ch.h5", "cg_sense", tmp_path)
+    maps = "brain_16ch/brain_invivo_local16ch_maps.npz"
+    reference, mask = stored(maps, "image_combined"), stored(maps, "mask")
+    (image,) = images["image"]
+    # Walsh's and ESPIRiT's maps differ in phase and shading, so magnitudes are compared.
+    assert nrmse(image.abs(), reference.abs(), mask) < 0.05
+
+
+def test_brain_body_coil_reconstructs(tmp_path):
+    images = reconstruct("brain_16ch/brain_invivo_body2ch.h5", "preview", tmp_path)
+    mask = stored("brain_16ch/brain_invivo_local16ch_maps.npz", "mask")
+    (image,) = images["preview"]
+    inside, outside = image.abs()[mask].mean(), image.abs()[~mask].mean()
+    assert inside > 4 * outside
+
+
+def test_simulated_spiral_equals_its_truth(tmp_path):
+    """JEMRIS' truth lies half a pixel off the FFT grid."""
+    case = "spiral_b0_simulated"
+    images = reconstruct(f"{case}/spiralout_clean_slc90.h5", "cg_sense", tmp_path)
+    truth = stored(f"{case}/truth_slc90.npz", "image")
+    (image,) = images["image"]
+    assert nrmse(half_pixel_shift(image).abs(), truth) < nrmse(image.abs(), truth)
+    assert nrmse(half_pixel_shift(image).abs(), truth) < 0.15
+
+
+def half_pixel_shift(image: torch.Tensor) -> torch.Tensor:
+    """The image on a grid that lies half a pixel further in both axes."""
+    y, x = (torch.arange(n) - n // 2 for n in image.shape)
+    ramp = torch.exp(1j * torch.pi * (y[:, None] / len(y) + x / len(x)))
+    return ifft_centred(fft_centred(image, (-2, -1)) * ramp, (-2, -1))
+
+
+def test_spiral_phantom_is_a_disc(tmp_path):
+    images = reconstruct("spiral_phantom_20ch/acr_shimoff_20ch.h5", "cg_sense", tmp_path)
+    mask = stored("spiral_phantom_20ch/acr_shimoff_20ch_b0map.npz", "mask")
+    for kind in ("preview", "image"):
+        (image,) = images[kind]
+        assert image.abs()[mask].mean() > 5 * image.abs()[~mask].mean(), kind
+
+
+def test_three_echoes_give_three_images_equal_to_the_stored(tmp_path):
+    images = reconstruct("gre_3echo_phantom/02_GRE_3echoes.h5", "cg_sense", tmp_path)
+    truth = "gre_3echo_phantom/02_GRE_3echoes_b0map.npz"
+    references, mask = stored(truth, "image"), stored(truth, "mask")
+    assert len(images["image"]) == len(images["preview"]) == 3
+    for image, reference in zip(images["image"], references, strict=True):
+        assert nrmse(image, reference, mask) < 0.02

@@ -1,0 +1,70 @@
+"""The whole way as a user goes it: simulate, serve in a process of its own, replay to it, look at the files."""
+
+import subprocess
+import sys
+from contextlib import closing, contextmanager
+
+import h5py
+import ismrmrd
+import numpy as np
+import pytest
+import torch
+from recon_core.metrics import nrmse
+
+SPINSTREAM = [sys.executable, "-m", "pipelines.cli"]
+
+
+def spinstream(*arguments: object) -> str:
+    done = subprocess.run([*SPINSTREAM, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+@contextmanager
+def server():
+    with subprocess.Popen([*SPINSTREAM, "serve", "--port", "0"], stdout=subprocess.PIPE, text=True) as process:
+        yield process.stdout.readline().split()[-1]
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+def series(path, index: int) -> list[ismrmrd.Image]:
+    with closing(ismrmrd.Dataset(str(path), "dataset", False)) as dataset:
+        group = f"image_{index}"
+        return [dataset.read_image(group, i) for i in range(dataset.number_of_images(group))]
+
+
+SCANS = {
+    "cartesian": ["--trajectory", "cartesian", "--acceleration", 2],
+    "radial": ["--trajectory", "radial", "--shots", 96],
+    "spiral": ["--trajectory", "spiral", "--shots", 12, "--readout-ms", 6],
+}
+
+
+@pytest.mark.parametrize("scan", SCANS)
+def test_simulated_scans_come_back_as_their_truth(tmp_path, scan):
+    raw, out = tmp_path / "raw.h5", tmp_path / "out.h5"
+    common = ["--matrix", 64, "--coils", 6, "--noise", 0.005, "--seed", 3, "--slices", 2]
+    spinstream("simulate", raw, *common, *SCANS[scan])
+    with server() as address:
+        text = spinstream("replay", raw, "-p", "cg_sense", "-o", out, "--to", address, "--set", "CgSense.iterations=30")
+    assert "4 images" in text
+    with h5py.File(raw) as file:
+        truth, mask = torch.from_numpy(file["truth/image"][()]), torch.from_numpy(file["truth/mask"][()])
+    images = series(out, 1)
+    assert sorted(image.slice for image in images) == [0, 1]
+    for image in images:
+        found = torch.from_numpy(image.data[0, 0].astype(np.float64))
+        assert nrmse(found, truth[image.slice].abs().double(), mask[image.slice]) < 0.08
+
+
+def test_the_server_and_this_process_give_the_same_pixels(tmp_path):
+    raw = tmp_path / "raw.h5"
+    spinstream("simulate", raw, "--trajectory", "radial", "--matrix", 32, "--coils", 4, "--shots", 48, "--noise", 0.01)
+    spinstream("replay", raw, "-p", "cg_sense", "-o", tmp_path / "here.h5")
+    with server() as address:
+        spinstream("replay", raw, "-p", "cg_sense", "-o", tmp_path / "there.h5", "--to", address)
+    for index in (1, 2):
+        (here,), (there,) = series(tmp_path / "here.h5", index), series(tmp_path / "there.h5", index)
+        np.testing.assert_array_equal(here.data, there.data)
+        assert here.meta == there.meta
