@@ -36,10 +36,10 @@ class Sink(Protocol):
 
 
 class Sinks:
-    """Several sinks as one. Closes them at the end of the `with` block, also after an error.
+    """Several sinks as one. Closes them at the end of the `with` block, also after an error; FileError if that fails.
 
     Attributes:
-        images: how many images were written.
+        images: how many images came.
     """
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
@@ -53,27 +53,29 @@ class Sinks:
         Raises:
             FileError: a sink cannot store it; the file system's reason, or the image's.
         """
-        if not isinstance(item, ismrmrd.Image):
-            for sink in self._sinks:
-                if isinstance(sink, MrdSink):
-                    sink.write(item)
-            return
-        self._tell_missing(item)
-        for sink in self._sinks:
+        if isinstance(item, ismrmrd.Image):
+            self._tell_missing(item)
+            self.images += 1
+            name, sinks = f"image {item.image_index} of series {item.image_series_index}", self._sinks
+        else:
+            name = f"a {type(item).__name__}"
+            sinks = [sink for sink in self._sinks if isinstance(sink, MrdSink)]
+        for sink in sinks:
             try:
                 sink.write(item)
             except (ValueError, OSError) as error:
-                number = f"image {item.image_index} of series {item.image_series_index}"
-                raise FileError(f"{type(sink).__name__} cannot store {number}: {error}") from error
-        self.images += 1
+                raise FileError(f"{type(sink).__name__} cannot store {name}: {error}") from error
 
     def __enter__(self) -> Sinks:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        with ExitStack() as stack:
-            for sink in reversed(self._sinks):
-                stack.callback(sink.close)
+        try:
+            with ExitStack() as stack:
+                for sink in self._sinks:
+                    stack.callback(sink.close)
+        except OSError as failure:
+            raise FileError(f"the output is not complete: {failure}") from failure
 
     def _tell_missing(self, image: ismrmrd.Image) -> None:
         for line in missing_geometry(image.getHead()):

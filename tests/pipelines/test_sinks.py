@@ -47,6 +47,13 @@ def test_what_was_held_is_written_when_the_stream_breaks(tmp_path):
     assert nib.load(tmp_path / "series001.nii.gz").shape == (2, 2, 1)
 
 
+def test_failure_to_write_what_was_held_is_told(tmp_path):
+    folder = tmp_path / "nifti"
+    with pytest.raises(FileError, match="not complete"), open_sinks(None, nifti=folder) as sinks:
+        sinks.write(mrd_image(np.ones((2, 2), np.float32)))
+        folder.rmdir()
+
+
 def test_existing_output_is_refused_before_anything_is_made(tmp_path):
     (tmp_path / "png").mkdir()
     (tmp_path / "png" / "old.png").write_bytes(b"")
