@@ -64,7 +64,7 @@ def make_file(path: Path, acquisitions: int, channels: int, samples: int) -> Non
     rng = np.random.default_rng(0)
     with h5py.File(path, "w") as file:
         group = file.create_group("dataset")
-        group.create_dataset("xml", data=[header_xml(channels, samples)], dtype=h5py.string_dtype())
+        group.create_dataset("xml", data=[header_xml(channels, samples).encode()], dtype=h5py.string_dtype("ascii"))
         data = group.create_dataset("data", (acquisitions,), acquisition_dtype, maxshape=(None,), chunks=(1,))
         for start in range(0, acquisitions, 256):
             numbers = np.arange(start, min(start + 256, acquisitions))

@@ -91,9 +91,10 @@ class ImageExport(Gadget[SeriesImage]):
 
     takes = SeriesImage
     needs = frozenset({IMAGE})
+    removes = frozenset({IMAGE})
 
     data_type = choice("uint16", tuple(FORMATS), "pixels: scaled magnitude, physical magnitude, or complex")
-    bits = integer(12, "of uint16 pixels that are used", low=8, high=16)
+    bits = integer(12, "bits of uint16 pixels that are used", low=8, high=16)
     headroom = real(
         4.0, "how many times brighter than the first image a later uint16 image may be", low=1.0, high=100.0
     )

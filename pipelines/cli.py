@@ -122,6 +122,8 @@ def replay(
     """Run the raw data of an ISMRMRD file through a pipeline."""
     if to and (device or seed is not None):
         raise click.UsageError("--device and --seed are the server's to choose when streaming with --to")
+    if output and output.exists() and output.samefile(raw):
+        raise click.UsageError(f"-o {output} is the raw file itself")
     if not (output or dicom or nifti or png):
         raise click.UsageError("nowhere to put the images: give -o, --dicom, --nifti or --png")
     job = Replay(
@@ -211,7 +213,7 @@ def gadgets(name: str | None) -> None:
         if parts:
             click.echo(f"  {word}: {', '.join(sorted(parts))}")
     for key, declared in gadget.properties().items():
-        click.echo(f"\n  {key} = {declared.default_text}\n      {declared.meaning}\n      Expects {declared.expected}.")
+        click.echo(f"\n  {key} = {declared.default_text}\n      {declared.meaning}\n      expects {declared.expected}")
 
 
 if __name__ == "__main__":

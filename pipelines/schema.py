@@ -68,7 +68,7 @@ def _property_meanings(registry: Registry) -> dict[str, str]:
 
 def _described(gadget: type[Gadget[Any]]) -> dict[str, str]:
     return {
-        name: f"{declared.meaning} Expects {declared.expected}; default {declared.default_text}."
+        name: f"{declared.meaning}. Expects {declared.expected}; default {declared.default_text}."
         for name, declared in gadget.properties().items()
     }
 

@@ -92,6 +92,10 @@ Message: TypeAlias = (
     | ismrmrd.Image
 )
 
+# What a client shows as information begins with NOTE; every other text from a server reports an error.
+NOTE = "note: "
+ERROR = "error: "
+
 CONFIG_FILE_BYTES = 1024
 MEBIBYTE = 1 << 20
 LARGEST_TEXT = 64 * MEBIBYTE

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 import ismrmrd
 
 from pipelines.errors import PeerVanished, RemoteError, WireError
-from pipelines.streams.server import ERROR, NOTE
-from pipelines.wire import Close, ConfigFile, ConfigText, Connection, ErrorText, HeaderText, Message, Text
+from pipelines.wire import ERROR, NOTE, Close, ConfigFile, ConfigText, Connection, ErrorText, HeaderText, Message, Text
 
 log = logging.getLogger("spinstream")
 

@@ -16,13 +16,10 @@ from pipelines.definition import Definition, find_definition, parse_definition
 from pipelines.errors import MalformedMessage, SpinstreamError, WireError
 from pipelines.session import Site, open_chain
 from pipelines.streams.receiver import Receiver
-from pipelines.wire import Close, ConfigFile, ConfigText, Connection, HeaderText, Text, describe
+from pipelines.wire import ERROR, NOTE, Close, ConfigFile, ConfigText, Connection, HeaderText, Text, describe
 
 log = logging.getLogger("spinstream")
 
-# What a client shows as information begins with this; every other text from a server reports an error.
-NOTE = "note: "
-ERROR = "error: "
 LAST_WORDS_SECONDS = 10.0
 
 

@@ -63,7 +63,7 @@ def test_gadgets_and_every_declared_property_are_listed():
         assert status == 0
         for key, declared in gadget.properties().items():
             assert f"  {key} = {declared.default_text}" in properties
-            assert declared.meaning.endswith("."), (name, key)
+            assert declared.meaning.strip(".") == declared.meaning != "", (name, key)
             assert declared.default is None or declared.parse(declared.default_text) == declared.default
 
 
@@ -134,6 +134,13 @@ def test_an_existing_output_is_not_overwritten(raw, tmp_path):
     status, output = run("replay", raw, "-p", "preview", "-o", tmp_path / "out.h5")
     assert status == 1
     assert "exists" in output
+
+
+def test_the_raw_file_is_never_the_output(raw):
+    before = raw.read_bytes()
+    status, output = run("replay", raw, "-p", "preview", "-o", raw, "--overwrite")
+    assert (status, raw.read_bytes()) == (2, before)
+    assert "is the raw file itself" in output
 
 
 @pytest.mark.parametrize("port", ["70000", "x"])

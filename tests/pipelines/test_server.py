@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from mrd_items import HEADER_XML, acquisition, configuration
-from pipelines.streams.server import ERROR, NOTE
-from pipelines.wire import Close, ConfigFile, ConfigText, Connection, HeaderText, Text
+from pipelines.wire import ERROR, NOTE, Close, ConfigFile, ConfigText, Connection, HeaderText, Text
 
 COUNT = ConfigText(configuration("Count"))
 TO_IMAGE = ConfigText(configuration("ToImage"))
