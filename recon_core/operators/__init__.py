@@ -1,0 +1,1 @@
+"""Linear operators from images to k-space and back."""
