@@ -18,7 +18,6 @@ from gadgets.header_trajectory import steps_of
 from gadgets.mrd import Readout, calibrates, limit_of, makes_image, not_imaging
 from gadgets.property import AUTO, choice
 
-
 UNIT_COMPLEX_NOISE = 1 / math.sqrt(2)
 """Gadgetron's users know whitened acquisitions as unit noise variance in the real and in the imaginary channel; from
 frames on, it is unit variance of the complex sample. Here is the border between the two."""

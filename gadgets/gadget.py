@@ -36,6 +36,7 @@ class Session:
         state_folder: what outlives a session, such as noise covariances by measurement.
         tell: says something to the person at the client (and to the log).
         history: what was decided for the whole session, one line each; ends up in the history of every frame.
+        shared: what gadgets build once for all of them, by name.
     """
 
     header: Header
@@ -44,6 +45,7 @@ class Session:
     state_folder: Path = Path("state")
     tell: Callable[[str], None] = log.info
     history: list[str] = field(default_factory=list)
+    shared: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.generator = torch.Generator(device=self.device).manual_seed(self.seed)

@@ -16,7 +16,6 @@ from gadgets.noise_covariance import NoiseCovariance, stored_at
 from gadgets.property import path
 from recon_core.calibration.noise import whitening_matrix
 
-
 DEFAULT_BANDWIDTH_RATIO = 0.793
 """Noise bandwidth of a receiver over its nominal bandwidth where the header does not say; Gadgetron's default."""
 

@@ -1,0 +1,72 @@
+"""Sensitivities of the coils, from the data themselves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from gadgets.frame import Frame
+from gadgets.gadget import COIL_MAPS, FRAMES, Gadget
+from gadgets.property import choice, integer, real
+from recon_core.calibration.espirit import espirit
+from recon_core.calibration.low_resolution import calibration_kspace
+from recon_core.calibration.walsh import walsh
+from recon_core.fourier import ifft_centred, resize_centred
+
+ESPIRIT, WALSH = "espirit", "walsh"
+
+
+class CoilMaps(Gadget[Frame]):
+    """Estimates coil sensitivity maps from the centre of k-space.
+
+    Lines for parallel calibration are used where there are any, else the central samples of the image itself, on any
+    trajectory. A single coil gets a map of ones.
+    """
+
+    takes = Frame
+    needs = frozenset({FRAMES})
+    adds = frozenset({COIL_MAPS})
+
+    method = choice(ESPIRIT, (ESPIRIT, WALSH), "ESPIRiT, or adaptive combination after Walsh")
+    calibration = integer(
+        24,
+        "width of the central region, which must be fully sampled; less where the samples do not reach so far",
+        unit="cycles per field of view",
+        low=8,
+        high=256,
+    )
+    kernel = integer(6, "width of the ESPIRiT kernel", unit="samples", low=2, high=16)
+    threshold = real(
+        0.02, "smallest singular value of the calibration data that is signal, relative", low=0.0, high=1.0
+    )
+    crop = real(0.5, "ESPIRiT eigenvalue below which a pixel holds no signal and its maps are zero", low=0.0, high=1.0)
+
+    def take(self, item: Frame) -> Iterator[object]:
+        """Yields the frame with its coil maps."""
+        item.coil_maps, how = self._maps(item)
+        item.history.append(f"CoilMaps: {how}")
+        yield item
+
+    def _maps(self, frame: Frame) -> tuple[Tensor, str]:
+        kspace, shape = frame.samples.kspace, frame.space.shape
+        if len(kspace) == 1:
+            return torch.ones(1, *shape, dtype=kspace.dtype, device=kspace.device), "a single coil, maps of ones"
+        samples = frame.calibration or frame.samples
+        if not samples.kspace.any():
+            even = torch.full((len(kspace), *shape), len(kspace) ** -0.5, dtype=kspace.dtype, device=kspace.device)
+            return even, "no signal, all coils alike"
+        size = tuple(min(self.calibration, n, _reach(k)) for n, k in zip(shape, samples.trajectory, strict=True))
+        centre = calibration_kspace(samples.kspace, samples.trajectory, size)
+        source = f"{' x '.join(map(str, size))} of the " + ("calibration lines" if frame.calibration else "samples")
+        if self.method == WALSH:
+            axes = tuple(range(-len(shape), 0))
+            return walsh(ifft_centred(resize_centred(centre, shape), axes)), f"Walsh from {source}"
+        return espirit(centre, shape, self.kernel, self.threshold, self.crop), f"ESPIRiT from {source}"
+
+
+def _reach(k: Tensor) -> int:
+    """The width of the widest centred grid whose points lie within the range of `k`."""
+    return 2 * max(min(-math.ceil(k.min()), math.floor(k.max()) + 1), 0)

@@ -1,0 +1,72 @@
+"""Coil maps of frames, against the maps that made the data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from gadgets.coil_maps import CoilMaps
+from phantom_scan import SIZE, Phantom, cartesian, spokes
+from scans import header, run, session
+
+TRAJECTORIES = {"cartesian": cartesian(), "radial": spokes()}
+
+
+def mapped(frame, **properties):
+    (result,) = run([CoilMaps(**properties)], [frame], session(header()))
+    return result
+
+
+def misfit(maps, phantom) -> float:
+    """The largest part of the true maps that lies outside the estimated ones, anywhere in the bright disc."""
+    bright = np.abs(phantom.image) > 0.3 * np.abs(phantom.image).max()
+    overlap = np.abs((maps.numpy().conj() * phantom.maps).sum(0))
+    return float(np.sqrt(np.maximum(1 - overlap**2, 0))[bright].max())
+
+
+@pytest.mark.parametrize("trajectory", TRAJECTORIES)
+@pytest.mark.parametrize(("method", "limit"), [("espirit", 0.06), ("walsh", 0.12)])
+def test_the_maps_are_those_of_the_scan(trajectory, method, limit):
+    phantom = Phantom.scanned(TRAJECTORIES[trajectory])
+    frame = mapped(phantom.frame(), method=method)
+    assert frame.coil_maps.dtype == torch.complex64
+    assert frame.coil_maps.shape == (4, SIZE, SIZE)
+    assert misfit(frame.coil_maps, phantom) < limit
+    strength = frame.coil_maps.abs().square().sum(0).sqrt()
+    assert torch.all((strength - 1).abs().minimum(strength) < 1e-4)
+    assert frame.history[0].startswith(f"CoilMaps: {'ESPIRiT' if method == 'espirit' else 'Walsh'} from 24 x 24")
+
+
+def test_calibration_lines_come_before_the_centre_of_the_image():
+    phantom = Phantom.scanned(cartesian())
+    other = Phantom.scanned(cartesian(), number=4)
+    other.data = other.data[:, ::-1]  # another order of coils
+    other.maps = other.maps[::-1]
+    frame = mapped(phantom.frame(calibration=other.samples()))
+    assert misfit(frame.coil_maps, other) < 0.06
+    assert "of the calibration lines" in frame.history[0]
+
+
+def test_few_calibration_lines_are_used_as_far_as_they_reach():
+    steps = range(SIZE // 2 - 8, SIZE // 2 + 8)
+    calibration = Phantom.scanned(cartesian(steps)).samples()
+    phantom = Phantom.scanned(cartesian(range(0, SIZE, 3)))
+    frame = mapped(phantom.frame(calibration=calibration))
+    assert misfit(frame.coil_maps, phantom) < 0.1
+    assert frame.history == ["CoilMaps: ESPIRiT from 16 x 24 of the calibration lines"]
+
+
+def test_an_undersampled_centre_is_refused():
+    with pytest.raises(ValueError, match="not fully sampled"):
+        mapped(Phantom.scanned(cartesian(range(0, SIZE, 2))).frame())
+
+
+def test_a_single_coil_gets_ones():
+    frame = mapped(Phantom.scanned(cartesian(), number=1).frame())
+    torch.testing.assert_close(frame.coil_maps, torch.ones(1, SIZE, SIZE, dtype=torch.complex64))
+
+
+def test_without_signal_all_coils_are_alike():
+    frame = mapped(Phantom.scanned(cartesian(), image=np.zeros((SIZE, SIZE))).frame())
+    torch.testing.assert_close(frame.coil_maps, torch.full((4, SIZE, SIZE), 0.5, dtype=torch.complex64))
