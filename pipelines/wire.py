@@ -192,6 +192,11 @@ class Connection:
         with contextlib.suppress(OSError):  # the peer may have ended both sides already
             self._socket.shutdown(socket.SHUT_WR)
 
+    def cut(self) -> None:
+        """Ends both sides at once: a blocked `receive` of another thread fails too."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def drain(self, seconds: float) -> None:
         """Ends our side, then reads and drops what the peer still sends, until it ends too or the time is over.
 

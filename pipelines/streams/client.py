@@ -84,13 +84,14 @@ def _receive(
 ) -> None:
     while not isinstance(message := connection.receive(), Close):
         if isinstance(message, ErrorText):
-            failures.append(message.text)
+            failures.append(message.text.strip())
         elif isinstance(message, Text):
             # Other servers send a text only when something went wrong; ours marks what is for information.
-            if message.text.startswith(NOTE):
-                on_note(message.text.removeprefix(NOTE))
+            text = message.text.strip()
+            if text.startswith(NOTE):
+                on_note(text.removeprefix(NOTE))
             else:
-                failures.append(message.text.removeprefix(ERROR))
+                failures.append(text.removeprefix(ERROR))
         elif isinstance(message, (ConfigFile, ConfigText, HeaderText)):
             log.warning("the server sent a %s, which servers do not; not used", type(message).__name__)
         else:

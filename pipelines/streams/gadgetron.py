@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import struct
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ log = logging.getLogger("spinstream")
 
 ERROR_ID = 8
 BUFFER_BYTES = 256 << 20
+LAST_WORDS_SECONDS = 10.0
 
 
 def run_chain(parent: ParentConnection) -> None:
@@ -44,10 +46,10 @@ def _run(parent: ParentConnection) -> None:
 
     definition = parse_child_configuration(parent.raw_bytes.config)
     chain = open_chain(definition, _header(parent.raw_bytes.header), Site(), log.info)
-    with Connection(parent.socket.socket) as connection:
-        receiver = Receiver(connection, BUFFER_BYTES, log.info)
-        for item in chain.run(receiver.following(connection.receive())):
-            connection.send(item)
+    connection = Connection(parent.socket.socket)
+    receiver = Receiver(connection, BUFFER_BYTES, log.info)
+    for item in chain.run(receiver.following(connection.receive())):
+        connection.send(item)
     log.info("times: %s", chain.report())
 
 
@@ -62,9 +64,18 @@ def _reason(error: Exception) -> str:
 
 
 def _report(parent: ParentConnection, text: str) -> None:
-    """Sends the error message; written by hand, so that it works even when our own modules do not import."""
+    """Sends the error message; written by hand, so that it works even when our own modules do not import.
+
+    Gadgetron goes on sending until it has read the message. A process that ended with data unread would reset the
+    connection, and the message would be lost.
+    """
     encoded = text.encode()
+    sock = parent.socket.socket
+    deadline = time.monotonic() + LAST_WORDS_SECONDS
     try:
-        parent.socket.socket.sendall(struct.pack("<HQ", ERROR_ID, len(encoded)) + encoded)
+        sock.sendall(struct.pack("<HQ", ERROR_ID, len(encoded)) + encoded)
+        sock.settimeout(LAST_WORDS_SECONDS)
+        while sock.recv(1 << 20) and time.monotonic() < deadline:
+            pass
     except OSError as error:
-        log.error("Gadgetron is gone and did not hear why: %s", error)
+        log.error("Gadgetron is gone and may not have heard why: %s", error)

@@ -40,10 +40,14 @@ class Receiver:
         yield from self._buffer
 
     def stop(self, seconds: float) -> None:
-        """Drops what is held and waits for the peer to finish what it is sending."""
+        """Drops what is held and waits for the peer to finish what it is sending; cuts it off after that time."""
         self._buffer.drop()
-        if self._thread is not None:
-            self._thread.join(seconds)
+        if self._thread is None:
+            return
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            self._connection.cut()
+            self._thread.join()
 
     def _receive(self, message: Message) -> None:
         try:

@@ -103,13 +103,14 @@ class ServerSession:
     def refuse(self, reason: str) -> None:
         """Tells the client why, then closes in a way that lets it read the reason."""
         try:
-            self.connection.send(Text(ERROR + reason))
+            self.connection.send(Text(f"{ERROR}{reason}\n"))
             self._close()
         except WireError as error:
             log.warning("session %d: the client did not hear why: %s", self.number, error)
 
     def _close(self) -> None:
         self.connection.send(Close())
+        self.connection.hang_up()
         self.receiver.stop(LAST_WORDS_SECONDS)
         self.connection.drain(LAST_WORDS_SECONDS)
 
@@ -152,7 +153,7 @@ class ServerSession:
 
     def _tell(self, text: str) -> None:
         log.info("session %d: %s", self.number, text)
-        self.connection.send(Text(NOTE + text))
+        self.connection.send(Text(f"{NOTE}{text}\n"))  # C++ clients print it as it is
 
     def _note_text(self, text: str) -> None:
         log.info("session %d: the client says: %s", self.number, text)

@@ -2,8 +2,8 @@ import threading
 import time
 
 import pytest
-from mrd_items import acquisition
 
+from mrd_items import acquisition
 from pipelines.streams.buffer import ItemBuffer
 
 ITEM = acquisition(0)

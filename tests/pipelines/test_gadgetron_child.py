@@ -4,12 +4,14 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 
 import ismrmrd
 import pytest
 
 from mrd_items import HEADER_XML, acquisition
+from pipelines.errors import PeerVanished
 from pipelines.wire import Close, Connection, ErrorText
 
 pytest.importorskip("gadgetron")
@@ -24,7 +26,7 @@ def inner(*gadgets: str) -> bytes:
 class Parent:
     """Listens, starts the child, sends configuration (2) and header (3), then what the test says."""
 
-    def __init__(self, configuration: bytes, header: bytes = HEADER_XML.encode()) -> None:
+    def __init__(self, configuration: bytes) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
         port = str(self.listener.getsockname()[1])
         command = [sys.executable, "-m", "gadgetron", port, "pipelines.streams.gadgetron", "run_chain"]
@@ -32,7 +34,7 @@ class Parent:
         self.listener.settimeout(60)
         self.sock, _ = self.listener.accept()
         self.connection = Connection(self.sock, patience=60)
-        for number, text in ((2, configuration), (3, header)):
+        for number, text in ((2, configuration), (3, HEADER_XML.encode())):
             self.sock.sendall(struct.pack("<HI", number, len(text)) + text)
 
     def __enter__(self):
@@ -76,15 +78,15 @@ def test_images_come_back_and_nothing_else():
 
 
 @pytest.mark.parametrize(
-    ("configuration", "header", "reason"),
+    ("configuration", "reason"),
     [
-        (inner("Nonsense"), HEADER_XML, "no gadget is called 'Nonsense'"),
-        (b"", HEADER_XML, "not well-formed XML"),
-        (inner(*PREVIEW), "<a/>", "expected the root <ismrmrdHeader>"),
+        (inner("Nonsense"), "no gadget is called 'Nonsense'"),
+        (b"", "not well-formed XML"),
+        (inner("ImageExport"), "ImageExport needs image"),
     ],
 )
-def test_what_cannot_start_is_reported_with_id_8(configuration, header, reason):
-    with Parent(configuration, header.encode()) as parent:
+def test_what_cannot_start_is_reported_with_id_8(configuration, reason):
+    with Parent(configuration) as parent:
         (message,) = parent.received()
         assert isinstance(message, ErrorText)
         assert reason in message.text
@@ -98,6 +100,28 @@ def test_a_raising_gadget_is_reported_with_id_8_before_the_close():
         (message,) = parent.received()
         assert isinstance(message, ErrorText)
         assert "failed on" in message.text
+
+
+def test_an_error_is_heard_by_a_parent_that_is_still_sending():
+    """A child that ended with data unread would reset the connection, and Gadgetron would hear nothing."""
+    with Parent(inner(*PREVIEW)) as parent:
+        bad = acquisition(0, channels=32, samples=4096)
+        bad.data[:] = float("nan")
+        sender = threading.Thread(target=send_until_refused, args=(parent, bad), daemon=True)
+        sender.start()
+        message = parent.connection.receive()
+        assert isinstance(message, ErrorText)
+        parent.sock.shutdown(socket.SHUT_WR)
+        sender.join()
+        assert isinstance(parent.connection.receive(), Close)
+
+
+def send_until_refused(parent: Parent, item: ismrmrd.Acquisition) -> None:
+    for _ in range(300):
+        try:
+            parent.send(item)
+        except PeerVanished:
+            return
 
 
 def test_a_vanished_parent_ends_the_child_without_spinning():

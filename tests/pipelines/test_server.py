@@ -47,7 +47,7 @@ def _send(sock, connection, messages, close) -> None:
 
 
 def texts(messages, prefix: str) -> list[str]:
-    return [m.text.removeprefix(prefix) for m in messages if isinstance(m, Text) and m.text.startswith(prefix)]
+    return [m.text.removeprefix(prefix).strip() for m in messages if isinstance(m, Text) and m.text.startswith(prefix)]
 
 
 def assert_serves(address) -> None:
