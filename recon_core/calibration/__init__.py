@@ -1,0 +1,1 @@
+"""What is measured before imaging: noise covariance, virtual coils, coil maps."""

@@ -1,0 +1,100 @@
+"""The centre of k-space on a grid, whatever the trajectory: what coil maps are made from."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from recon_core.density import pipe_menon
+from recon_core.fourier import fft_centred, resize_centred
+from recon_core.operators.cartesian import is_whole
+from recon_core.operators.sampling import Sampling, sampling_operator
+from recon_core.solvers.conjugate_gradient import conjugate_gradient
+
+# Samples this far beyond the region, in cycles per field of view, are used too, because a grid rolls off where its
+# samples end: the error at the edge of a 24 x 24 region falls from 35 % to 2 %, that of the whole from 0.7 % to 0.06 %.
+MARGIN = 8
+
+# The density-compensated adjoint alone is 0.1 % off for radial samples, but 1 to 6 % for spirals at the Nyquist limit;
+# these few steps from there bring it to 0.2 %, and are few enough not to amplify the noise.
+ITERATIONS = 5
+
+
+def calibration_kspace(kspace: Tensor, trajectory: Tensor, size: Sequence[int]) -> Tensor:
+    """K-space at the whole cycles per field of view around its centre, on the scale of the samples.
+
+    Samples on the grid are taken as they are, the mean of those that repeat. For others, the image that fits them is
+    found from their density-compensated adjoint by a few steps of weighted least squares, and brought back to k-space.
+
+    Args:
+        kspace: `[coil, shot, sample]`.
+        trajectory: `[axis, shot, sample]` in cycles per field of view.
+        size: points of the result, one per axis.
+
+    Returns:
+        `[coil, *size]`, centred.
+
+    Raises:
+        ValueError: The shapes do not fit, the trajectory is not finite, or the region is not fully sampled: points
+            without a sample, or, off the grid, without one that is less than a cycle per field of view away on each
+            axis.
+    """
+    size = tuple(size)
+    _check(kspace, trajectory, size)
+    on_grid = is_whole(trajectory)
+    if on_grid:
+        trajectory = trajectory.round()
+    _require_samples_around(trajectory, size)
+    grid = size if on_grid else tuple(n + 2 * MARGIN for n in size)
+    inside = _inside(trajectory, grid)
+    sampling = sampling_operator(trajectory[:, inside][:, None], grid)
+    images = _fit(sampling, kspace[:, inside][:, None])
+    return resize_centred(fft_centred(images, range(1, images.ndim)), size)
+
+
+def _fit(sampling: Sampling, kspace: Tensor) -> Tensor:
+    """Images `[coil, *shape]` whose samples are close to `[coil, shot, sample]`, all of k-space weighing the same."""
+    weights = pipe_menon(sampling)
+
+    def normal(images: Tensor) -> Tensor:
+        return sampling.adjoint(weights * sampling.forward(images))
+
+    return conjugate_gradient(normal, sampling.adjoint(weights * kspace), iterations=ITERATIONS, tolerance=1e-4).image
+
+
+def _check(kspace: Tensor, trajectory: Tensor, size: tuple[int, ...]) -> None:
+    if trajectory.ndim != 3 or len(trajectory) != len(size) or len(size) not in (2, 3):
+        raise ValueError(f"expected a trajectory [axis, shot, sample] for {size}, got {list(trajectory.shape)}")
+    if kspace.ndim != 3 or kspace.shape[1:] != trajectory.shape[1:]:
+        expected = ["coil", *trajectory.shape[1:]]
+        raise ValueError(f"expected k-space {expected} as the trajectory, got {list(kspace.shape)}")
+    if not torch.isfinite(trajectory).all():
+        raise ValueError("the trajectory holds values that are not finite")
+
+
+def _inside(points: Tensor, size: Sequence[int]) -> Tensor:
+    """Which of `[axis, ...]` lie on or between the points of the centred grid."""
+    inside = torch.ones_like(points[0], dtype=torch.bool)
+    for k, n in zip(points, size, strict=True):
+        inside &= (k >= -(n // 2)) & (k <= (n - 1) // 2)
+    return inside
+
+
+def _require_samples_around(trajectory: Tensor, size: tuple[int, ...]) -> None:
+    """Refuses a region with grid points that have no sample less than one cycle away."""
+    around = [(k.floor().flatten(), k.ceil().flatten()) for k in trajectory]
+    sampled = torch.zeros(size, dtype=torch.bool, device=trajectory.device)
+    for corner in itertools.product(*around):
+        points = torch.stack(corner)
+        index = points[:, _inside(points, size)].long()
+        sampled[tuple(i + n // 2 for i, n in zip(index, size, strict=True))] = True
+    missing = 1 - int(sampled.sum()) / math.prod(size)
+    if missing:
+        raise ValueError(
+            f"the central {' x '.join(map(str, size))} points of k-space are not fully sampled: "
+            f"{100 * missing:.1f} % of them have no sample"
+        )
