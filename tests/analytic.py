@@ -22,13 +22,12 @@ def direct_sum(image: Tensor, trajectory: Tensor) -> Tensor:
     """The signal by its definition, in double precision: from `[..., *shape]` to `[..., shot, sample]`."""
     shape = image.shape[image.ndim - len(trajectory) :]
     points = trajectory.double().flatten(1)
-    waves = torch.ones(points.shape[1], 1, dtype=torch.complex128)
-    for k, n in zip(points, shape, strict=True):
-        wave = torch.exp(-2j * math.pi * k[:, None] * positions(n))
-        waves = (waves[:, :, None] * wave[:, None, :]).flatten(1)
-    pixels = image.to(torch.complex128).flatten(image.ndim - len(shape))
-    signal = pixels @ waves.T / math.sqrt(math.prod(shape))
-    return signal.reshape(*image.shape[: image.ndim - len(shape)], *trajectory.shape[1:])
+    signal = image.to(torch.complex128)[..., None] / math.sqrt(math.prod(shape))
+    for k, n in zip(points.flip(0), reversed(shape), strict=True):
+        wave = torch.exp(-2j * math.pi * positions(n)[:, None] * k)
+        # The last image axis is summed first; samples stand behind it from then on.
+        signal = torch.einsum("...ns,ns->...s", signal, wave) if signal.shape[-1] > 1 else signal[..., 0] @ wave
+    return signal.reshape(*signal.shape[:-1], *trajectory.shape[1:])
 
 
 def random_trajectory(shape: Sequence[int], shots: int = 3, samples: int = 50, seed: int = 0) -> Tensor:

@@ -22,6 +22,9 @@ with warnings.catch_warnings():
 NEIGHBOURS = 6
 TABLE = 2**14
 
+# The interpolation is held as a matrix up to this many entries, at 32 bytes each in single precision.
+MATRIX_ENTRIES = 2**24
+
 
 class Nufft:
     """Kaiser-Bessel gridding (Fessler and Sutton, IEEE Trans Signal Process 51:560, 2003). See `Sampling`.
@@ -58,7 +61,8 @@ class Nufft:
 
     def _plan(self, dtype: torch.dtype) -> _Plan:
         if dtype not in self._plans:
-            kind = _MatrixPlan if len(self.shape) == 2 else _TablePlan
+            entries = self.trajectory[0].numel() * NEIGHBOURS ** len(self.shape)
+            kind = _MatrixPlan if entries <= MATRIX_ENTRIES else _TablePlan
             self._plans[dtype] = kind(self.trajectory, self.shape, dtype)
         return self._plans[dtype]
 
@@ -71,28 +75,30 @@ class _Plan(Protocol):
 
 
 class _MatrixPlan:
-    """Holds the interpolation as a sparse matrix of 36 entries per sample: several times faster than tables."""
+    """Holds the interpolation as a sparse matrix: several times faster than tables."""
 
     def __init__(self, trajectory: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self._grid = _oversampled(shape)
+        self._axes = tuple(range(-len(shape), 0))
         module = torchkbnufft.KbNufft(shape, self._grid, NEIGHBOURS, dtype=dtype, device=trajectory.device)
         self._scaling: Tensor = module.scaling_coef
         self._interpolation, self._spreading = _matrices(_radians(trajectory, shape), shape, dtype)
 
     def forward(self, images: Tensor) -> Tensor:
-        spectra = torch.fft.fftn(images * self._scaling, s=self._grid, dim=(-2, -1))
+        spectra = torch.fft.fftn(images * self._scaling, s=self._grid, dim=self._axes)
         samples: Tensor = (self._interpolation @ spectra.flatten(1).T).T
         return samples
 
     def adjoint(self, samples: Tensor) -> Tensor:
         spectra = (self._spreading @ samples.T).T.reshape(-1, *self._grid)
-        images: Tensor = torch.fft.ifftn(spectra, dim=(-2, -1), norm="forward")
-        rows, columns = self._scaling.shape
-        return images[:, :rows, :columns] * self._scaling.conj()
+        images: Tensor = torch.fft.ifftn(spectra, dim=self._axes, norm="forward")
+        for axis, n in zip(self._axes, self._scaling.shape, strict=True):
+            images = images.narrow(axis, 0, n)
+        return images * self._scaling.conj()
 
 
 class _TablePlan:
-    """Looks the kernel up for each sample, since the 216 neighbours in three dimensions are too many to store."""
+    """Looks the kernel up each time, for trajectories whose matrix would be too large (mostly three-dimensional)."""
 
     def __init__(self, trajectory: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         settings = {"table_oversamp": TABLE, "dtype": dtype, "device": trajectory.device}

@@ -54,10 +54,10 @@ def test_fixed_point_minimises_the_distance_from_the_identity():
     sampling = sampling_operator(random_trajectory(shape, 1, 25), shape)
     rows = sampling.forward(torch.eye(30, dtype=torch.complex64).view(30, *shape))[:, 0].T
     psi = (rows @ rows.mH).abs().square()
-    weights = pipe_menon(sampling, iterations=2000)[0]
+    weights = pipe_menon(sampling, iterations=100)[0]
     gradient = psi @ weights - 1
-    assert gradient.min() > -5e-3
-    assert (weights * gradient).abs().max() < 5e-3
+    assert gradient.min() > -2e-3
+    assert (weights * gradient).abs().max() < 2e-3
 
 
 def test_three_dimensions():

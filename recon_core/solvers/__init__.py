@@ -1,0 +1,1 @@
+"""Solvers of the imaging equation, one method per file."""
