@@ -53,10 +53,12 @@ class Parent:
             self.connection.send(item)
 
     def received(self) -> list:
-        """Everything up to the child's close."""
+        """Everything up to the child's close; after an error Gadgetron ends its own side and waits for that."""
         got = []
         while not isinstance(message := self.connection.receive(), Close):
             got.append(message)
+            if isinstance(message, ErrorText):
+                self.connection.hang_up()
         return got
 
 
