@@ -74,7 +74,7 @@ def frames(items, head=FOUR, **properties) -> list[Frame]:
 
 def test_a_frame_holds_what_came():
     head = header(matrix=(16, 4, 1), after=te(3))
-    items = scan(*[(step, {}) for step in (2, 0, 3, 1)])
+    items = scan(*[(step, {}) for step in (3, 2, 0, 1)])
     (frame,) = frames(items, head)
     assert frame.samples.kspace.dtype == torch.complex64
     assert frame.samples.kspace.shape == (2, 4, 16)
@@ -83,10 +83,10 @@ def test_a_frame_holds_what_came():
         kspace = frame.samples.kspace[:, shot].numpy()
         np.testing.assert_allclose(kspace, item.data / np.sqrt(2), rtol=1e-6)
     np.testing.assert_array_equal(frame.samples.trajectory[1, 0], np.arange(-8, 8))
-    np.testing.assert_array_equal(frame.samples.trajectory[0, :, 5], [0, -2, 1, -1])
+    np.testing.assert_array_equal(frame.samples.trajectory[0, :, 5], [1, 0, -2, -1])
     np.testing.assert_allclose(frame.times[1], 3e-3 + 5e-6 * np.arange(-8, 8), atol=1e-9)
     assert frame.space.shape == (4, 16)
-    assert frame.reference.scan_counter == 0  # step 2 is the central one
+    assert frame.reference.scan_counter == 1  # step 2 is the central one
     assert frame.calibration is None
     assert frame.history[-1] == "FrameAssembly: 4 shots of 16 samples, 1 average(s)"
     assert "Trajectory: computed from the header (cartesian)" in frame.history
@@ -181,6 +181,11 @@ def test_flags_alone(flag, ended):
     left = Watched(items, ends="flags").summary()
     assert [when for when, *_ in left].count(4) == ended - 1
     assert len(left) == 3
+
+
+def test_the_end_of_a_repetition_does_not_end_the_next():
+    items = scan((0, {}), (0, {"repetition": 1}), (1, {}, LAST_IN_REPETITION), (1, {"repetition": 1}))
+    assert Watched(items, ends="flags").summary() == [(2, 0, 0, 0, [0, 1]), ("end", 0, 0, 1, [0, 1])]
 
 
 def test_flags_alone_do_not_ask_the_counters():
@@ -290,6 +295,13 @@ def test_calibration_only_lines_stand_beside_the_image():
     np.testing.assert_allclose(frame.calibration.kspace[:, 0].numpy(), items[0].data / np.sqrt(2), rtol=1e-6)
 
 
+def test_lines_with_both_calibration_flags_are_imaging_too():
+    items = scan((0, {}), (1, {}, CALIBRATION, BOTH), (2, {}), (3, {}))
+    (frame,) = frames(items)
+    assert steps(frame) == [0, 1, 2, 3]
+    assert frame.calibration.kspace.shape[1] == 1
+
+
 def test_calibration_in_its_own_encoding_keeps_its_places_in_the_patient():
     imaging, small = encoding_xml(matrix=(16, 4, 1)), encoding_xml(matrix=(8, 4, 1), fov=(640, 80, 5))
     head = header(imaging, small)
@@ -311,6 +323,14 @@ def test_later_repetitions_use_the_calibration_before_them():
     )
     used = [(frame.calibration.trajectory[0, :, 0] + 2).tolist() for frame in frames(items)]
     assert used == [[1, 2], [1, 2], [3]]
+
+
+def test_no_frame_uses_the_calibration_of_a_later_repetition():
+    items = scan(
+        *[(step, {"repetition": r}, flag) for r in range(2) for step, flag in [(1 + r, CALIBRATION), (2 * r, BOTH)]]
+    )
+    used = [(frame.calibration.trajectory[0, :, 0] + 2).tolist() for frame in frames(items, ends="stream")]
+    assert used == [[1, 0], [2, 2]]
 
 
 def test_calibration_belongs_to_its_slice():

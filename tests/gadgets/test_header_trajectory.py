@@ -99,6 +99,19 @@ def test_the_spiral_of_gadgetron_keeps_its_limits():
     assert abs(np.degrees(turned)) == pytest.approx(45, abs=0.01)
 
 
+def test_the_spiral_of_gadgetron_may_lose_density_outwards():
+    # FOV(k) = 25.6 cm - 10 cm^2 k falls to 13.1 cm at the edge, where turns are so much further apart.
+    doubles = VDS_DOUBLES | {"FOVCoeff_2_cm": -10.0}
+    (shot,) = trajectories(
+        spiral(description("HargreavesVDS2000", VDS_LONGS, doubles)), [line(0, samples=2000, center_sample=0)]
+    )
+    radius = np.linalg.norm(shot, axis=1)
+    turns = np.unwrap(np.arctan2(shot[1:, 1], shot[1:, 0])) / (2 * np.pi)
+    pitch = np.gradient(radius[1:], turns)
+    fov_cm = 25.6 - 10 * radius[1:] / 25.6
+    np.testing.assert_allclose(pitch[50:-1], 8 * 25.6 / fov_cm[50:-1], rtol=0.01)
+
+
 def test_samples_after_the_end_of_a_spiral_are_cut():
     head = spiral(description("HargreavesVDS2000", VDS_LONGS, VDS_DOUBLES))
     opened = session(head)

@@ -69,6 +69,8 @@ def test_reversed_readouts_are_turned_round(carried, samples, centre, pre, post)
     assert readout.traj[readout.center_sample, 0] == 0
     # Time still runs against k, and the echo is where k is zero.
     np.testing.assert_allclose(readout.times, 10e-3 - 5e-6 * readout.traj[:, 0], atol=1e-9)
+    # What is discarded before the readout are the samples that came first.
+    assert readout.times.min() == pytest.approx(10e-3 + 5e-6 * (pre - centre), abs=1e-9)
 
 
 @pytest.mark.parametrize("carried", [False, True], ids=["header", "stream"])
@@ -194,8 +196,8 @@ def test_a_spoke_out_of_the_centre_tells_its_unit(angle, scale):
 
 @pytest.mark.parametrize(
     ("reach", "fov"),
-    [(0.3 * 128, 256), (0.02, 256), (0, 256), (2000, 256), (128, 600)],
-    ids=["short", "far too short", "all zero", "too far", "field of view near a metre"],
+    [(0.6 * 128, 256), (0.3 * 128, 256), (0.02, 256), (0, 256), (2000, 256), (128, 600)],
+    ids=["a little short", "short", "far too short", "all zero", "too far", "field of view near a metre"],
 )
 def test_units_that_are_not_certain_are_refused(reach, fov):
     head = header(matrix=(256, 256, 1), fov=(fov, fov, 5), kind="other")
