@@ -42,7 +42,13 @@ class CoilMaps(Gadget[Frame]):
     threshold = real(
         0.02, "smallest singular value of the calibration data that is signal, relative", low=0.0, high=1.0
     )
-    crop = real(0.5, "ESPIRiT eigenvalue below which a pixel holds no signal and its maps are zero", low=0.0, high=1.0)
+    crop = real(
+        0.0,
+        "ESPIRiT eigenvalue below which a pixel holds no signal and its maps are zero; 0 keeps all pixels, since "
+        "off-resonance lowers the eigenvalue also where there is signal, and would leave holes",
+        low=0.0,
+        high=1.0,
+    )
 
     def take(self, item: Frame) -> Iterator[object]:
         """Yields the frame with its coil maps."""

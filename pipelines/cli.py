@@ -175,7 +175,7 @@ def _address(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-class _Matrix(click.ParamType):
+class _Matrix(click.ParamType):  # type: ignore[type-arg]  # generic only in newer click
     """N or NYxNX."""
 
     name = "N|NYxNX"

@@ -22,10 +22,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from matplotlib import pyplot
-from recon_core.metrics import nrmse
 
 from pipelines.errors import SpinstreamError
 from pipelines.simulate import SimulationSettings, simulate
+from recon_core.metrics import nrmse
 
 PIPELINE = "cg_sense"
 SCAN = SimulationSettings(
@@ -87,13 +87,15 @@ def _pictures(raw: Path, images: Path) -> Pictures:
     """Magnitudes `[slice, y, x]` of truth, preview and image."""
     pictures: Pictures = {}
     with h5py.File(raw) as file:
-        pictures["truth"] = np.abs(file["truth/image"][()])
+        pictures["truth"] = np.abs(file["truth/image"][()]).astype(float)
     with closing(ismrmrd.Dataset(str(images), "dataset", False)) as dataset:
         for group in (name for name in dataset.list() if name.startswith("image_")):
             found = [dataset.read_image(group, i) for i in range(dataset.number_of_images(group))]
             kind = str(found[0].meta["SeriesDescription"])
             slices = sorted(found, key=lambda image: int(image.slice))
-            pictures["preview" if "preview" in kind.lower() else "image"] = np.stack([i.data[0, 0] for i in slices])
+            pictures["preview" if "preview" in kind.lower() else "image"] = np.stack(
+                [i.data[0, 0] for i in slices]
+            ).astype(float)
     return pictures
 
 
@@ -113,7 +115,7 @@ def _contact_sheet(pictures: Pictures, path: Path) -> None:
 
 def _summary(simulated: float, streamed: float, notes: list[str], pictures: Pictures) -> str:
     truth = torch.as_tensor(pictures["truth"])
-    errors = {kind: nrmse(torch.as_tensor(pictures[kind].astype(float)), truth) for kind in ("preview", "image")}
+    errors = {kind: nrmse(torch.as_tensor(pictures[kind]), truth) for kind in ("preview", "image")}
     lines = [
         f"simulated in {simulated:.1f} s; streamed, reconstructed and received in {streamed:.1f} s",
         *(f"magnitude NRMSE of the {kind}: {error:.3f}" for kind, error in errors.items()),

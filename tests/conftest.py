@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 
@@ -11,6 +12,9 @@ from mrd_items import REGISTRY
 from pipelines.registry import installed_gadgets
 from pipelines.session import Site
 from pipelines.streams.server import Limits, Server
+
+# The processes that tests start compute small things: threads of theirs would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture

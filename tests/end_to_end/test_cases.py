@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from recon_core.metrics import nrmse
 
 from pipelines.replay import Replay, replay_here
 from pipelines.session import Site
 from pipelines.streams.file import RawFile
 from recon_core.fourier import fft_centred, ifft_centred
+from recon_core.metrics import nrmse
 
 CASES = Path(__file__).resolve().parents[3] / "shared" / "data" / "cases"
 
@@ -45,7 +45,7 @@ def test_brain_16ch_cg_sense_equals_the_stored_combined_image(tmp_path):
     reference, mask = stored(maps, "image_combined"), stored(maps, "mask")
     (image,) = images["image"]
     # Walsh's and ESPIRiT's maps differ in phase and shading, so magnitudes are compared.
-    assert nrmse(image.abs(), reference.abs(), mask) < 0.05
+    assert nrmse(image.abs(), reference.abs(), mask) < 0.01
 
 
 def test_brain_body_coil_reconstructs(tmp_path):
@@ -63,7 +63,7 @@ def test_simulated_spiral_equals_its_truth(tmp_path):
     truth = stored(f"{case}/truth_slc90.npz", "image")
     (image,) = images["image"]
     assert nrmse(half_pixel_shift(image).abs(), truth) < nrmse(image.abs(), truth)
-    assert nrmse(half_pixel_shift(image).abs(), truth) < 0.15
+    assert nrmse(half_pixel_shift(image).abs(), truth) < 0.13
 
 
 def half_pixel_shift(image: torch.Tensor) -> torch.Tensor:
@@ -87,4 +87,4 @@ def test_three_echoes_give_three_images_equal_to_the_stored(tmp_path):
     references, mask = stored(truth, "image"), stored(truth, "mask")
     assert len(images["image"]) == len(images["preview"]) == 3
     for image, reference in zip(images["image"], references, strict=True):
-        assert nrmse(image, reference, mask) < 0.02
+        assert nrmse(image.abs(), reference.abs(), mask) < 1e-3

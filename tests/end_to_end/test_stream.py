@@ -9,6 +9,7 @@ import ismrmrd
 import numpy as np
 import pytest
 import torch
+
 from recon_core.metrics import nrmse
 
 SPINSTREAM = [sys.executable, "-m", "pipelines.cli"]
@@ -41,6 +42,10 @@ SCANS = {
 }
 
 
+# Spokes and spirals leave out the corners of k-space, which hold 5 % of this head.
+LIMITS = {"cartesian": 0.02, "radial": 0.07, "spiral": 0.07}
+
+
 @pytest.mark.parametrize("scan", SCANS)
 def test_simulated_scans_come_back_as_their_truth(tmp_path, scan):
     raw, out = tmp_path / "raw.h5", tmp_path / "out.h5"
@@ -49,13 +54,23 @@ def test_simulated_scans_come_back_as_their_truth(tmp_path, scan):
     with server() as address:
         text = spinstream("replay", raw, "-p", "cg_sense", "-o", out, "--to", address, "--set", "CgSense.iterations=30")
     assert "4 images" in text
-    with h5py.File(raw) as file:
-        truth, mask = torch.from_numpy(file["truth/image"][()]), torch.from_numpy(file["truth/mask"][()])
+    expected, mask = whitened_truth(raw)
     images = series(out, 1)
     assert sorted(image.slice for image in images) == [0, 1]
     for image in images:
         found = torch.from_numpy(image.data[0, 0].astype(np.float64))
-        assert nrmse(found, truth[image.slice].abs().double(), mask[image.slice]) < 0.08
+        assert nrmse(found, expected[image.slice], mask[image.slice]) < LIMITS[scan]
+
+
+def whitened_truth(raw) -> tuple[torch.Tensor, torch.Tensor]:
+    """The magnitude that maps of unit norm give after prewhitening: brighter where the coils receive less noise."""
+    with h5py.File(raw) as file:
+        image, maps, mask, covariance = (
+            torch.from_numpy(file[f"truth/{name}"][()]) for name in ("image", "coil_maps", "mask", "noise_covariance")
+        )
+    whitening = torch.linalg.inv(torch.linalg.cholesky(covariance.to(maps.dtype)))
+    sensitivity = torch.einsum("vc,scyx->svyx", whitening, maps).norm(dim=1)
+    return (image.abs() * sensitivity).double(), mask
 
 
 def test_the_server_and_this_process_give_the_same_pixels(tmp_path):
