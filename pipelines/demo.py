@@ -41,6 +41,18 @@ Pictures = dict[str, npt.NDArray[np.float64]]
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 def main(folder: Path) -> None:
     """Simulates, serves, streams and shows."""
+    try:
+        run(folder)
+    except SpinstreamError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def run(folder: Path) -> None:
+    """The demo, with its files in `folder`.
+
+    Raises:
+        SpinstreamError: a step failed; says which, and why.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     raw, images = folder / "raw.h5", folder / "images.h5"
     began = time.perf_counter()

@@ -54,7 +54,8 @@ class SimulationSettings:
         coils: receive coils around the head.
         shots: interleaves or spokes of the fully sampled trajectory; None takes 8 interleaves, or as many spokes or
             lines as full sampling needs.
-        acceleration: R; every R-th shot is played out.
+        acceleration: R; every R-th shot is played out. The interleaves of a spiral then sample the centre of k-space
+            fully, and only the edge R times too coarsely.
         readout_ms: length of a readout; None takes 15.6 ms for spirals and twofold oversampling for the others.
         dwell_us: time between samples, in whole nanoseconds.
         b0: the 99th percentile in Hz of a smooth field, or FILE[:INDEX] with a field map in Hz for signal

@@ -75,35 +75,44 @@ def spiral(
     matrix: tuple[int, int], fov_m: tuple[float, float], shots: int | None, acceleration: int, readout_ms: float | None,
     dwell_s: float,
 ) -> Readouts:  # fmt: skip
-    """Spiral-out interleaves of uniform density, within the limits of a whole-body scanner.
+    """Spiral-out interleaves within the limits of a whole-body scanner.
+
+    An accelerated spiral has a variable density: one in `acceleration` of the interleaves is played out, and these
+    sample the centre of k-space fully, which coil calibration needs, and only the edge as coarsely as that.
 
     Raises:
         ValueError: the readout is too short for a spiral, or too long for an acquisition.
     """
-    interleaves = _SPIRAL_SHOTS if shots is None else shots
+    interleaves = math.ceil((_SPIRAL_SHOTS if shots is None else shots) / acceleration)
     samples = _sample_count(_SPIRAL_READOUT_MS if readout_ms is None else readout_ms, dwell_s)
+    fov, radius = max(fov_m), matrix[1] / fov_m[1] / 2
     fastest = SpiralDesign(
         interleaves=interleaves,
-        fov=(max(fov_m),),
-        radius=matrix[1] / fov_m[1] / 2,
+        fov=_denser_centre(fov, radius, acceleration),
+        radius=radius,
         gradient=_MAX_GRADIENT_MT_PER_M,
         slew=_MAX_SLEW_T_PER_M_S,
         dwell=dwell_s,
     )
     design = slowed(fastest, samples)
-    steps = tuple(range(0, interleaves, acceleration))
-    shot_angles = interleaf_angles(interleaves)[list(steps)]
-    per_metre = turned(hargreaves_spiral(design), shot_angles)
+    per_metre = turned(hargreaves_spiral(design), interleaf_angles(interleaves))
     return Readouts(
         kind=xsd.trajectoryType.SPIRAL,
         trajectory=_as_stored(per_metre * torch.tensor(fov_m, dtype=torch.float64)[:, None, None]),
-        steps=steps,
+        steps=tuple(range(interleaves)),
         all_steps=interleaves,
         centre_step=0,
         centre_sample=0,
         dwell_s=dwell_s,
         description=_described(design),
     )
+
+
+def _denser_centre(fov: float, radius: float, acceleration: int) -> tuple[float, ...]:
+    """Coefficients of FOV(k) that falls from `fov` at the centre to fov / R at the edge as (1 - k / radius)^3 does."""
+    edge = fov / acceleration
+    drop = fov - edge
+    return (fov, -3 * drop / radius, 3 * drop / radius**2, -drop / radius**3) if drop else (fov,)
 
 
 def radial(
@@ -179,11 +188,15 @@ def _as_stored(trajectory: Tensor) -> Tensor:
 
 def _described(design: SpiralDesign) -> xsd.trajectoryDescriptionType:
     """The description that Gadgetron reads: lengths in cm, gradients in G/cm."""
-    longs = {"interleaves": design.interleaves, "fov_coefficients": 1, "SamplingTime_ns": round(design.dwell * 1e9)}
+    longs = {
+        "interleaves": design.interleaves,
+        "fov_coefficients": len(design.fov),
+        "SamplingTime_ns": round(design.dwell * 1e9),
+    }
     doubles = {
         "MaxGradient_G_per_cm": design.gradient / 10,
         "MaxSlewRate_G_per_cm_per_s": design.slew * 100,
-        "FOVCoeff_1_cm": design.fov[0] * 100,
+        **{f"FOVCoeff_{i}_cm": value * 100**i for i, value in enumerate(design.fov, start=1)},
         "krmax_per_cm": design.radius / 100,
     }
     return xsd.trajectoryDescriptionType(
