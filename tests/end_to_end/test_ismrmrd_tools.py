@@ -26,8 +26,8 @@ def complex_of(dataset: h5py.Dataset) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     "options",
-    [["-C"], ["-C", "-k"], ["-O", "1"], ["-C", "-a", "2", "-w", "24", "-r", "2"]],
-    ids=["noise scan", "trajectory in the stream", "no oversampling", "R = 2"],
+    [[], ["-C"], ["-C", "-k"], ["-C", "-a", "2", "-w", "24", "-r", "2"]],
+    ids=["no noise scan", "noise scan", "trajectory in the stream", "R = 2"],
 )
 def test_shepp_logan(tmp_path, options):
     path = tmp_path / "raw.h5"
@@ -46,4 +46,4 @@ def test_shepp_logan(tmp_path, options):
         replay_here(job, raw, Site(device="cpu", state_folder=tmp_path), keep, lambda text: None, lambda i, total: i)
     assert images
     for image in images:
-        assert nrmse(image, expected) < 0.02
+        assert nrmse(image, expected) < 0.03
