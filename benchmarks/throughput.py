@@ -33,6 +33,8 @@ from pipelines.session import Site
 from pipelines.streams.file import RawFile
 from pipelines.streams.server import Limits, Server
 
+LINES = 250  # to a slice
+
 COUNT_XML = """<configuration><version>2</version><stream><external>
 <execute name="pipelines.streams.gadgetron" target="run_chain" type="python"/>
 <configuration><gadget name="Count"/></configuration></external></stream></configuration>"""
@@ -60,7 +62,7 @@ class Count(Gadget[ismrmrd.Acquisition]):
 
 
 def make_file(path: Path, acquisitions: int, channels: int, samples: int) -> None:
-    """A raw file of Cartesian readouts, 256 to a slice, filled with noise."""
+    """A raw file of whole Cartesian slices: signal of rank 6 over the coils around the centre, and noise."""
     rng = np.random.default_rng(0)
     with h5py.File(path, "w") as file:
         group = file.create_group("dataset")
@@ -78,20 +80,24 @@ def entries(numbers: np.ndarray, channels: int, samples: int, rng: np.random.Gen
     head["version"], head["number_of_samples"], head["center_sample"] = 1, samples, samples // 2
     head["active_channels"] = head["available_channels"] = channels
     head["scan_counter"], head["sample_time_us"] = numbers, 5
-    head["idx"]["kspace_encode_step_1"], head["idx"]["slice"] = numbers % 256, numbers // 256
+    head["idx"]["kspace_encode_step_1"], head["idx"]["slice"] = numbers % LINES, numbers // LINES
     head["read_dir"], head["phase_dir"], head["slice_dir"] = np.eye(3)
-    for entry in block:
-        entry["data"] = rng.standard_normal(2 * channels * samples, dtype=np.float32)
+    mixing = np.random.default_rng(1).standard_normal((channels, 6), dtype=np.float32)
+    decay = np.exp(-(np.linspace(-8, 8, samples, dtype=np.float32).repeat(2) ** 2))
+    for number, entry in zip(numbers, block, strict=True):
+        strength = 100 * np.exp(-((16 * (number % LINES) / LINES - 8) ** 2))
+        signal = mixing @ (strength * decay * rng.standard_normal((6, 2 * samples), dtype=np.float32))
+        entry["data"] = (signal + rng.standard_normal((channels, 2 * samples), dtype=np.float32)).ravel()
         entry["traj"] = np.zeros(0, np.float32)
     return block
 
 
 def header_xml(channels: int, samples: int) -> str:
-    """An MRD header for `samples` x 256, twice oversampled."""
+    """An MRD header for `samples` x `LINES`, twice oversampled."""
 
     def space(x: int, fov: float) -> ismrmrd.xsd.encodingSpaceType:
         return ismrmrd.xsd.encodingSpaceType(
-            matrixSize=ismrmrd.xsd.matrixSizeType(x=x, y=256, z=1),
+            matrixSize=ismrmrd.xsd.matrixSizeType(x=x, y=LINES, z=1),
             fieldOfView_mm=ismrmrd.xsd.fieldOfViewMm(x=fov, y=256.0, z=5.0),
         )
 
@@ -104,7 +110,7 @@ def header_xml(channels: int, samples: int) -> str:
                 reconSpace=space(samples // 2, 256.0),
                 trajectory=ismrmrd.xsd.trajectoryType("cartesian"),
                 encodingLimits=ismrmrd.xsd.encodingLimitsType(
-                    kspace_encoding_step_1=ismrmrd.xsd.limitType(minimum=0, maximum=255, center=128)
+                    kspace_encoding_step_1=ismrmrd.xsd.limitType(minimum=0, maximum=LINES - 1, center=LINES // 2)
                 ),
             )
         ],

@@ -65,6 +65,10 @@ class CoilMaps(Gadget[Frame]):
             even = torch.full((len(kspace), *shape), len(kspace) ** -0.5, dtype=kspace.dtype, device=kspace.device)
             return even, "no signal, all coils alike"
         size = tuple(min(self.calibration, n, _reach(k)) for n, k in zip(shape, samples.trajectory, strict=True))
+        if 0 in size:
+            raise ValueError(
+                f"coil maps need the centre of k-space, which the {samples.kspace.shape[1]} readouts do not surround"
+            )
         centre = calibration_kspace(samples.kspace, samples.trajectory, size)
         source = f"{' x '.join(map(str, size))} of the " + ("calibration lines" if frame.calibration else "samples")
         if self.method == WALSH:

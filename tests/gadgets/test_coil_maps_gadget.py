@@ -62,6 +62,12 @@ def test_an_undersampled_centre_is_refused():
         mapped(Phantom.scanned(cartesian(range(0, SIZE, 2))).frame())
 
 
+def test_a_frame_that_ended_before_the_centre_is_refused():
+    phantom = Phantom.scanned(cartesian(range(SIZE // 4)))
+    with pytest.raises(ValueError, match=f"the centre of k-space, which the {SIZE // 4} readouts do not surround"):
+        mapped(phantom.frame())
+
+
 def test_a_single_coil_gets_ones():
     frame = mapped(Phantom.scanned(cartesian(), number=1).frame())
     torch.testing.assert_close(frame.coil_maps, torch.ones(1, SIZE, SIZE, dtype=torch.complex64))
