@@ -77,7 +77,11 @@ def main() -> None:
             if time.monotonic() - last > SAMPLE_SECONDS:
                 last = time.monotonic()
                 samples.append((last - began, resident_mib(server.pid), resident_mib("self")))
-                print("{:6.0f} s  server {:7.1f} MiB  client {:7.1f} MiB".format(*samples[-1]), f" {images} images")
+                print(
+                    "{:6.0f} s  server {:7.1f} MiB  client {:7.1f} MiB".format(*samples[-1]),
+                    f" {images} images",
+                    flush=True,
+                )
 
         items = endless(raw, 60 * arguments.minutes, 1 / arguments.readouts_per_second)
         with RawFile(raw) as file:

@@ -1,0 +1,44 @@
+import pytest
+
+from gadgets.property import Property, PropertyError, choice, flag, integer, path, real, text
+
+EVERY_KIND = [
+    (real(0.5, "weight", unit="Hz", low=0, high=1), "a number from 0 to 1 in Hz", "0.5"),
+    (real(None, "limit", low=2), 'a number of at least 2, or "auto"', "auto"),
+    (integer(3, "count", high=9), "a whole number of at most 9", "3"),
+    (flag(True, "whether"), "true or false", "true"),
+    (choice("a", ["a", "b"], "which"), "one of a, b", "a"),
+    (text("x", "what"), "text", "x"),
+    (path(None, "where"), 'a path, or "auto"', "auto"),
+]
+
+
+@pytest.mark.parametrize(
+    ("declared", "expected", "default"), EVERY_KIND, ids=lambda value: getattr(value, "kind", None)
+)
+def test_what_is_expected_and_the_default_are_said_in_words(declared, expected, default):
+    assert declared.expected == expected
+    assert declared.default_text == default
+    assert declared.parse(default) == declared.default
+
+
+def test_a_property_reads_as_its_value_on_an_instance_and_as_itself_on_the_class():
+    class Owner:
+        weight = real(0.5, "weight")
+
+    owner = Owner()
+    assert owner.weight == 0.5
+    vars(owner)["weight"] = 2.0
+    assert owner.weight == 2.0
+    assert isinstance(Owner.weight, Property)
+
+
+@pytest.mark.parametrize("word", ["inf", "-inf", "nan", "", "1,5", "0x10"])
+def test_numbers_are_finite_and_plain(word):
+    with pytest.raises(PropertyError, match="expected a number"):
+        real(0.0, "weight").parse(word)
+
+
+@pytest.mark.parametrize(("word", "value"), [("TRUE", True), ("1", True), ("off", False), (" no ", False)])
+def test_flags_take_the_usual_words(word, value):
+    assert flag(not value, "whether").parse(word) is value
