@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import ismrmrd
-from pipelines.simulate import SimulationSettings, simulate
 
+from pipelines.simulate import SimulationSettings, simulate
 from pipelines.streams.client import stream
 from pipelines.streams.file import RawFile
 from pipelines.wire import ConfigFile

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from mrd_items import REGISTRY
 from pipelines.registry import installed_gadgets
 from pipelines.session import Site
 from pipelines.streams.server import Limits, Server
+
+from mrd_items import REGISTRY
 
 # The processes that tests start compute small things: threads of theirs would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

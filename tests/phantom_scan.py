@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from gadgets.frame import Frame, Samples, Space
+
 from scans import line
 
 SIZE = 48

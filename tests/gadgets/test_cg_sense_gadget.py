@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gadgets.cg_sense import CgSense
+
 from phantom_scan import SIZE, Phantom, cartesian, error, spokes
 from scans import header, run, session
 

@@ -8,6 +8,7 @@ import torch
 
 from gadgets.coil_compression import CoilCompression
 from gadgets.frame import Samples
+
 from phantom_scan import Phantom, cartesian, spokes
 from scans import header, run, session
 

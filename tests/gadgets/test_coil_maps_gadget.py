@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from gadgets.coil_maps import CoilMaps
+
 from phantom_scan import SIZE, Phantom, cartesian, spokes
 from scans import header, run, session
 

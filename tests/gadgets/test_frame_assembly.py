@@ -11,6 +11,7 @@ from gadgets.frame import Frame
 from gadgets.frame_assembly import FrameAssembly
 from gadgets.mrd import NOT_IMAGING
 from gadgets.trajectory import Trajectory
+
 from scans import encoding_xml, header, line, run, session, te
 
 LAST_IN_SLICE = ismrmrd.ACQ_LAST_IN_SLICE

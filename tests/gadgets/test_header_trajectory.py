@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gadgets.trajectory import Trajectory
+
 from scans import header, line, run, session
 
 GOLDEN_DEGREES = 111.24611797498108  # 180 degrees over the golden ratio

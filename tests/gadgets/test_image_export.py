@@ -11,8 +11,9 @@ from gadgets import image_export
 from gadgets.frame import Frame, Samples, SeriesImage, Space
 from gadgets.gadget import Session
 from gadgets.image_export import ImageExport, Series
-from image_items import HEADER, OBLIQUE
 from pipelines.sinks.geometry import affine_lps
+
+from image_items import HEADER, OBLIQUE
 
 SPACE = Space((1, 8, 16), (5.0, 160.0, 320.0), (1, 8, 8), (5.0, 160.0, 160.0))
 POSITION = (10.0, -20.0, 35.0)

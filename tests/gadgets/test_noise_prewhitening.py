@@ -9,6 +9,7 @@ import pytest
 from gadgets.mrd import NOT_IMAGING
 from gadgets.noise_covariance import NoiseCovariance, stored_at
 from gadgets.noise_prewhitening import NoisePrewhitening
+
 from scans import header, line, run, session
 
 NOISE = ismrmrd.ACQ_IS_NOISE_MEASUREMENT

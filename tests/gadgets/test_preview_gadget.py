@@ -9,6 +9,7 @@ import torch
 from gadgets.frame import SeriesImage
 from gadgets.preview import Preview
 from gadgets.trajectory_cache import REMEMBERED, TrajectoryCache, sampling_of
+
 from phantom_scan import Phantom, cartesian, error, spokes
 from scans import header, run, session
 

@@ -8,6 +8,7 @@ import pytest
 
 from gadgets.remove_oversampling import RemoveOversampling
 from gadgets.trajectory import Trajectory
+
 from scans import encoding_xml, header, line, run, session, te
 
 PIXELS = np.array([-20, -3, 0, 11, 15])  # off the centre of the field of view, within the recon field of view

@@ -8,6 +8,7 @@ import pytest
 
 from gadgets.mrd import NOT_IMAGING, Readout
 from gadgets.trajectory import Trajectory
+
 from scans import encoding_xml, header, line, run, session, te
 
 POINTS = np.array([[3, -2], [-5, 1], [0, 3], [7, 2]])  # pixels (x, y) off the centre

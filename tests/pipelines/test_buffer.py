@@ -3,8 +3,9 @@ import time
 
 import pytest
 
-from mrd_items import acquisition
 from pipelines.streams.buffer import ItemBuffer
+
+from mrd_items import acquisition
 
 ITEM = acquisition(0)
 BYTES = ITEM.data.nbytes

@@ -5,10 +5,11 @@ import pytest
 
 from gadgets.frame import Frame
 from gadgets.gadget import Gadget, Session
-from mrd_items import HEADER_XML, acquisition
 from pipelines.chain import Chain
 from pipelines.errors import GadgetError
 from pipelines.session import read_header
+
+from mrd_items import HEADER_XML, acquisition
 
 
 class Double(Gadget[ismrmrd.Acquisition]):

@@ -4,10 +4,11 @@ from contextlib import closing
 import pytest
 from click.testing import CliRunner
 
-from mrd_items import HEADER_XML, acquisition, configuration
 from pipelines.cli import main
 from pipelines.definition import DEFINITIONS, available_definitions
 from pipelines.registry import installed_gadgets
+
+from mrd_items import HEADER_XML, acquisition, configuration
 
 
 def run(*arguments: object) -> tuple[int, str]:

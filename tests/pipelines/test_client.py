@@ -7,10 +7,11 @@ import threading
 import ismrmrd
 import pytest
 
-from mrd_items import HEADER_XML, acquisition, configuration
 from pipelines.errors import FileError, PeerIdle, RemoteError, WireError
 from pipelines.streams.client import stream
 from pipelines.wire import Close, ConfigText, Connection, ErrorText, Text
+
+from mrd_items import HEADER_XML, acquisition, configuration
 
 
 def run(address, items, gadget="ToImage", parameters=None, patience_s=5.0):

@@ -5,10 +5,11 @@ import pytest
 
 from gadgets.gadget import Gadget
 from gadgets.property import choice, flag, integer, path, real
-from mrd_items import configuration
 from pipelines.definition import DEFINITIONS, available_definitions, find_definition, load_definition, parse_definition
 from pipelines.errors import PipelineError
 from pipelines.registry import installed_gadgets
+
+from mrd_items import configuration
 
 
 class Solve(Gadget[ismrmrd.Acquisition]):

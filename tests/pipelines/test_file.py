@@ -3,9 +3,10 @@ import ismrmrd
 import numpy as np
 import pytest
 
-from mrd_items import HEADER_XML, acquisition
 from pipelines.errors import FileError
 from pipelines.streams.file import BLOCK, RawFile
+
+from mrd_items import HEADER_XML, acquisition
 
 
 def write(path, items) -> None:

@@ -10,9 +10,10 @@ import time
 import ismrmrd
 import pytest
 
-from mrd_items import HEADER_XML, acquisition
 from pipelines.errors import PeerVanished
 from pipelines.wire import Close, Connection, ErrorText
+
+from mrd_items import HEADER_XML, acquisition
 
 pytest.importorskip("gadgetron")
 

@@ -4,10 +4,11 @@ import ismrmrd
 import numpy as np
 import pytest
 
-from mrd_items import HEADER_XML, acquisition, configuration
 from pipelines.errors import PipelineError
 from pipelines.replay import Replay, paced, replay_here, replay_to
 from pipelines.streams.file import RawFile
+
+from mrd_items import HEADER_XML, acquisition, configuration
 
 
 def plain(items, total):

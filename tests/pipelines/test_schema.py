@@ -4,10 +4,11 @@ import subprocess
 import pytest
 from lxml import etree
 
-from mrd_items import configuration
 from pipelines.definition import DEFINITIONS
 from pipelines.registry import installed_gadgets
 from pipelines.schema import SCHEMA_FILE, generate_schema
+
+from mrd_items import configuration
 
 
 @pytest.fixture(scope="module")

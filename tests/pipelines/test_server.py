@@ -10,8 +10,9 @@ import ismrmrd
 import numpy as np
 import pytest
 
-from mrd_items import HEADER_XML, acquisition, configuration
 from pipelines.wire import ERROR, NOTE, Close, ConfigFile, ConfigText, Connection, HeaderText, Text
+
+from mrd_items import HEADER_XML, acquisition, configuration
 
 COUNT = ConfigText(configuration("Count"))
 TO_IMAGE = ConfigText(configuration("ToImage"))

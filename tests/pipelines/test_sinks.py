@@ -9,10 +9,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from image_items import HEADER, bright_voxel, mrd_image
-from mrd_items import acquisition
 from pipelines.errors import FileError
 from pipelines.sinks import open_sinks
+
+from image_items import HEADER, bright_voxel, mrd_image
+from mrd_items import acquisition
 
 
 def outputs(folder):

@@ -9,8 +9,9 @@ import numpy as np
 import pydicom
 import pytest
 
-from image_items import HEADER, OBLIQUE, TYPES, bright_voxel, mrd_image
 from pipelines.sinks.dicom import DicomSink
+
+from image_items import HEADER, OBLIQUE, TYPES, bright_voxel, mrd_image
 
 
 def written(folder, *images, header=HEADER):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from image_items import OBLIQUE, bright_voxel, mrd_image
 from pipelines.sinks.geometry import affine_lps, missing_geometry
+
+from image_items import OBLIQUE, bright_voxel, mrd_image
 
 AXIAL = np.eye(3)
 

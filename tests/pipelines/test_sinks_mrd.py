@@ -11,9 +11,10 @@ import ismrmrd
 import numpy as np
 import pytest
 
+from pipelines.sinks.mrd import MrdSink
+
 from image_items import HEADER, TYPES, mrd_image
 from mrd_items import acquisition
-from pipelines.sinks.mrd import MrdSink
 
 
 def read(path, group, number=0):

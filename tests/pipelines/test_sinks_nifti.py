@@ -9,8 +9,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from image_items import HEADER, OBLIQUE, TYPES, bright_voxel, mrd_image
 from pipelines.sinks.nifti import NiftiSink
+
+from image_items import HEADER, OBLIQUE, TYPES, bright_voxel, mrd_image
 
 RAS = np.array([-1, -1, 1])
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from image_items import TYPES, mrd_image
 from pipelines.sinks.png import PngSink
+
+from image_items import TYPES, mrd_image
 
 
 def written(folder, *images):

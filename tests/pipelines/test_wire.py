@@ -7,7 +7,6 @@ import ismrmrd
 import numpy as np
 import pytest
 
-from mrd_items import acquisition
 from pipelines.errors import MalformedMessage, PeerIdle, PeerVanished
 from pipelines.wire import (
     IMAGE_TYPES,
@@ -20,6 +19,8 @@ from pipelines.wire import (
     HeaderText,
     Text,
 )
+
+from mrd_items import acquisition
 
 
 @pytest.fixture

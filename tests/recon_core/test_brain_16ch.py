@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from analytic import relative
 from recon_core.calibration.espirit import espirit
 from recon_core.calibration.low_resolution import calibration_kspace
 from recon_core.calibration.noise import whitening_matrix
@@ -16,6 +15,8 @@ from recon_core.metrics import nrmse
 from recon_core.operators.sampling import sampling_operator
 from recon_core.operators.sense import SenseModel
 from recon_core.solvers.cg_sense import cg_sense
+
+from analytic import relative
 
 CASE = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "cases" / "brain_16ch"
 SHAPE = (128, 128)

@@ -1,6 +1,10 @@
 import pytest
 import torch
 
+from recon_core.operators.sampling import sampling_operator
+from recon_core.operators.sense import SenseModel
+from recon_core.solvers.cg_sense import cg_sense
+
 from analytic import (
     complex_noise,
     direct_sum,
@@ -12,9 +16,6 @@ from analytic import (
     smooth_head,
     spiral_trajectory,
 )
-from recon_core.operators.sampling import sampling_operator
-from recon_core.operators.sense import SenseModel
-from recon_core.solvers.cg_sense import cg_sense
 
 N = 48
 UNDERSAMPLED = {

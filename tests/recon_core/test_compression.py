@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from analytic import complex_noise
 from recon_core.calibration.compression import compression_matrix
+
+from analytic import complex_noise
 
 
 def data_with_energies(*energies: float) -> torch.Tensor:

@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
-from analytic import complex_noise, relative
 from recon_core.solvers.conjugate_gradient import conjugate_gradient
+
+from analytic import complex_noise, relative
 
 
 def positive_matrix(n: int, smallest: float = 0.1) -> torch.Tensor:

@@ -1,6 +1,9 @@
 import pytest
 import torch
 
+from recon_core.density import pipe_menon
+from recon_core.operators.sampling import sampling_operator
+
 from analytic import (
     direct_sum,
     grid_trajectory,
@@ -10,8 +13,6 @@ from analytic import (
     smooth_head,
     spiral_trajectory,
 )
-from recon_core.density import pipe_menon
-from recon_core.operators.sampling import sampling_operator
 
 N = 48
 FULLY_SAMPLED = {

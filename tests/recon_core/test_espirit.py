@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from analytic import complex_noise, positions, relative, ring_of_coils, smooth_head
 from recon_core.calibration import eigenmaps
 from recon_core.calibration.espirit import espirit
 from recon_core.fourier import fft_centred, resize_centred
+
+from analytic import complex_noise, positions, relative, ring_of_coils, smooth_head
 
 N, COILS, SIZE = 48, 6, 24
 

@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
-from analytic import complex_noise, direct_sum, grid_trajectory, relative
 from recon_core.fourier import fft_centred, ifft_centred, resize_centred
+
+from analytic import complex_noise, direct_sum, grid_trajectory, relative
 
 SHAPES = [(8,), (7,), (6, 9), (5, 4, 7)]
 

@@ -3,6 +3,8 @@ import math
 import pytest
 import torch
 
+from recon_core.calibration.low_resolution import calibration_kspace
+
 from analytic import (
     complex_noise,
     direct_sum,
@@ -13,7 +15,6 @@ from analytic import (
     smooth_head,
     spiral_trajectory,
 )
-from recon_core.calibration.low_resolution import calibration_kspace
 
 N = 64
 # With the error that is left at the edge of the region, where the signal is weak.

@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
-from analytic import complex_noise
 from recon_core.metrics import nrmse, psnr, ssim
+
+from analytic import complex_noise
 
 
 def test_nrmse_by_hand():

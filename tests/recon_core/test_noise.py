@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
-from analytic import complex_noise
 from recon_core.calibration.noise import noise_covariance, whitening_matrix
+
+from analytic import complex_noise
 
 
 def coloured_noise(coils: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:

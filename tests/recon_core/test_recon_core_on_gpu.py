@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from analytic import complex_noise, grid_trajectory, random_trajectory, relative, ring_of_coils, smooth_head
 from recon_core.calibration.compression import compression_matrix
 from recon_core.calibration.espirit import espirit
 from recon_core.calibration.low_resolution import calibration_kspace
@@ -14,6 +13,8 @@ from recon_core.fourier import fft_centred
 from recon_core.operators.sampling import sampling_operator
 from recon_core.operators.sense import SenseModel
 from recon_core.solvers.cg_sense import cg_sense
+
+from analytic import complex_noise, grid_trajectory, random_trajectory, relative, ring_of_coils, smooth_head
 
 DEVICE = torch.device("cuda")
 TRAJECTORIES = {

@@ -3,11 +3,12 @@ import math
 import pytest
 import torch
 
-from analytic import complex_noise, direct_sum, grid_trajectory, random_trajectory, relative
 from recon_core.operators import nufft
 from recon_core.operators.cartesian import CartesianSampling
 from recon_core.operators.nufft import Nufft
 from recon_core.operators.sampling import sampling_operator
+
+from analytic import complex_noise, direct_sum, grid_trajectory, random_trajectory, relative
 
 SHAPES = [(16, 16), (15, 22), (9, 7), (2, 3), (1, 12), (6, 8, 7), (3, 10, 9)]
 

@@ -3,9 +3,10 @@ import math
 import pytest
 import torch
 
-from analytic import complex_noise, direct_sum, grid_trajectory, random_trajectory, relative
 from recon_core.operators.sampling import sampling_operator
 from recon_core.operators.sense import SenseModel
+
+from analytic import complex_noise, direct_sum, grid_trajectory, random_trajectory, relative
 
 MODELS = {
     "spiral-like": (random_trajectory((9, 8)), (9, 8)),

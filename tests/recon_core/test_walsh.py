@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from analytic import complex_noise, positions, relative, ring_of_coils, smooth_head
 from recon_core.calibration.walsh import walsh
+
+from analytic import complex_noise, positions, relative, ring_of_coils, smooth_head
 
 N, COILS = 40, 5
 
