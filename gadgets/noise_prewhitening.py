@@ -121,8 +121,12 @@ class NoisePrewhitening(Gadget[ismrmrd.Acquisition]):
 
     def _store(self, noise: NoiseCovariance) -> None:
         information = self.session.header.measurementInformation
-        if information and information.measurementID:
+        if not information or not information.measurementID:
+            return
+        try:
             noise.save(stored_at(self.session.state_folder, information.measurementID))
+        except OSError as error:
+            self.session.tell(f"The noise covariance could not be stored for later measurements: {error}")
 
     def _inverse_factor(self, covariance: NDArray[np.complex128]) -> NDArray[np.complex128]:
         """Inverse Cholesky factor; rows and columns of dead channels are zero, so that they carry no weight."""

@@ -129,6 +129,9 @@ def _summary(simulated: float, streamed: float, notes: list[str], pictures: Pict
     truth = torch.as_tensor(pictures["truth"])
     errors = {kind: nrmse(torch.as_tensor(pictures[kind]), truth) for kind in ("preview", "image")}
     lines = [
+        f"pipeline {PIPELINE}; a {SCAN.trajectory} scan of {SCAN.slices} slices {SCAN.matrix[0]} x {SCAN.matrix[1]}, "
+        f"{SCAN.coils} coils, {SCAN.shots} shots / {SCAN.acceleration}, {SCAN.readout_ms:g} ms readouts, "
+        f"field up to {SCAN.b0} Hz, noise {SCAN.noise:.0%}",
         f"simulated in {simulated:.1f} s; streamed, reconstructed and received in {streamed:.1f} s",
         *(f"magnitude NRMSE of the {kind}: {error:.3f}" for kind, error in errors.items()),
         *notes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from pipelines.wire import ConfigFile, ConfigText
 SIEMENS_TICK_MS = 2.5
 OTHER_TICK_MS = 1.0
 LONGEST_PAUSE_S = 60.0
+GADGETRON_VERSION = "14"
+VERSION = re.compile(r"(<version>)([^<]*)(</version>)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +64,7 @@ def replay_here(job: Replay, raw: RawFile, site: Site, sink: Sink, note: Callabl
         SpinstreamError: the pipeline, the header or the data are not usable; says why.
     """
     definition = local_definition(job.pipeline, site).override(job.parameters, "--set", local=True)
-    chain = open_chain(definition, raw.header_xml, site, note)
+    chain = open_chain(definition, read_header(raw.header_xml), site, note)
     for item in chain.run(show(_items(job, raw), raw.acquisitions)):
         sink(item)
     note(f"times: {chain.report()}")
@@ -85,7 +88,16 @@ def replay_to(
     path = Path(job.pipeline)
     config = ConfigText(_read_text(path)) if path.is_file() else ConfigFile(job.pipeline)
     items = show(_items(job, raw), raw.acquisitions)
-    stream(address, config, raw.header_xml, items, sink, note, job.parameters, patience_s)
+    stream(address, config, _with_known_version(raw.header_xml, note), items, sink, note, job.parameters, patience_s)
+
+
+def _with_known_version(header_xml: str, note: Callable[[str], None]) -> str:
+    """The header as Gadgetron takes it: at any <version> but its own it waits for ever, and says nothing."""
+    found = VERSION.search(header_xml)
+    if not found or found[2].strip() == GADGETRON_VERSION:
+        return header_xml
+    note(f"the header is sent as version {GADGETRON_VERSION} instead of {found[2]}, at which Gadgetron would hang")
+    return VERSION.sub(rf"\g<1>{GADGETRON_VERSION}\g<3>", header_xml, count=1)
 
 
 def local_definition(pipeline: str, site: Site) -> Definition:

@@ -11,7 +11,7 @@ import ismrmrd
 import platformdirs
 import torch
 
-from gadgets.gadget import Session
+from gadgets.gadget import Header, Session
 from pipelines.chain import Chain
 from pipelines.definition import DEFINITIONS, Definition
 from pipelines.errors import PipelineError, SpinstreamError
@@ -51,23 +51,22 @@ class Site:
         return torch.device("cuda" if available and self.device != "cpu" else "cpu")
 
 
-def open_chain(definition: Definition, header_xml: str, site: Site, tell: Callable[[str], None]) -> Chain:
+def open_chain(definition: Definition, header: Header, site: Site, tell: Callable[[str], None]) -> Chain:
     """A chain for one session.
 
     Args:
         definition: what to run.
-        header_xml: the MRD header.
+        header: of the measurement; see `read_header`.
         site: of this machine.
         tell: takes what gadgets say to the person at the client.
 
     Raises:
         PipelineError: the definition cannot run.
         GadgetError: a gadget refuses the header.
-        SpinstreamError: the header is not a valid MRD header.
     """
     gadgets = definition.build(site.registry)
     session = Session(
-        header=read_header(header_xml),
+        header=header,
         device=site.torch_device(),
         seed=site.seed,
         state_folder=site.state_folder,
@@ -77,7 +76,7 @@ def open_chain(definition: Definition, header_xml: str, site: Site, tell: Callab
     return Chain(gadgets, session, definition.outputs)
 
 
-def read_header(xml: str) -> ismrmrd.xsd.ismrmrdHeader:
+def read_header(xml: str) -> Header:
     """The MRD header from its XML.
 
     Raises:

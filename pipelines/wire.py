@@ -92,9 +92,10 @@ Message: TypeAlias = (
     | ismrmrd.Image
 )
 
-# What a client shows as information begins with NOTE; every other text from a server reports an error.
+# Our server marks its texts. Others send texts only when something failed, but for python-ismrmrd-server's log lines.
 NOTE = "note: "
 ERROR = "error: "
+LOGGING = ("DEBUG ", "INFO ", "WARNING ")
 
 CONFIG_FILE_BYTES = 1024
 MEBIBYTE = 1 << 20
@@ -349,5 +350,5 @@ def _config_file_bytes(name: str) -> bytes:
 
 
 def _text_bytes(layout: str, text: str) -> tuple[bytes, bytes]:
-    encoded = text.encode()
+    encoded = text.encode(errors="backslashreplace")  # an error text may quote anything that a peer sent
     return struct.pack(layout, len(encoded)), encoded

@@ -12,12 +12,15 @@ from collections.abc import Iterator
 
 import ismrmrd
 
+# Of the Python objects that hold an item's header and arrays.
+OVERHEAD = 2048
+
 
 class ItemBuffer:
     """Holds items until they are taken; one producer, one consumer.
 
     Args:
-        limit: bytes of sample data held before `put` waits. A single larger item still passes.
+        limit: bytes held before `put` waits. A single larger item still passes.
     """
 
     def __init__(self, limit: int) -> None:
@@ -67,6 +70,11 @@ class ItemBuffer:
 
 
 def _size(item: object) -> int:
+    """About how much memory an item takes."""
+    return OVERHEAD + _samples(item)
+
+
+def _samples(item: object) -> int:
     if isinstance(item, ismrmrd.Acquisition):
         return int(item.data.nbytes + item.traj.nbytes)
     return int(item.data.nbytes) if isinstance(item, (ismrmrd.Image, ismrmrd.Waveform)) else 0

@@ -11,11 +11,24 @@ from collections.abc import Callable, Iterable, Mapping
 import ismrmrd
 
 from pipelines.errors import PeerVanished, RemoteError, WireError
-from pipelines.wire import ERROR, NOTE, Close, ConfigFile, ConfigText, Connection, ErrorText, HeaderText, Message, Text
+from pipelines.wire import (
+    ERROR,
+    LOGGING,
+    NOTE,
+    Close,
+    ConfigFile,
+    ConfigText,
+    Connection,
+    ErrorText,
+    HeaderText,
+    Message,
+    Text,
+)
 
 log = logging.getLogger("spinstream")
 
 CONNECT_SECONDS = 10.0
+LINGER_SECONDS = 1.0
 
 
 def stream(
@@ -86,9 +99,8 @@ def _receive(
         if isinstance(message, ErrorText):
             failures.append(message.text.strip())
         elif isinstance(message, Text):
-            # Other servers send a text only when something went wrong; ours marks what is for information.
             text = message.text.strip()
-            if text.startswith(NOTE):
+            if text.startswith((NOTE, *LOGGING)):
                 on_note(text.removeprefix(NOTE))
             else:
                 failures.append(text.removeprefix(ERROR))
@@ -125,7 +137,7 @@ class _Sender(threading.Thread):
             self._connection.hang_up()
 
     def stop(self) -> None:
-        """Ends the sending; what is under way is cut off."""
+        """Ends the sending; what is under way is cut off, and a source that sleeps to keep its pace is left to it."""
         self._stopped.set()
         self._connection.hang_up()
-        self.join()
+        self.join(LINGER_SECONDS)

@@ -39,9 +39,12 @@ class RawFile:
             self._group = self._measurement(group)
             self.header_xml = _text(self._group["xml"][0])
             self.acquisitions = len(self._group["data"])
-        except FileError:
+        except (FileError, UnicodeDecodeError) as error:
             self._file.close()
-            raise
+            reason = (
+                str(error) if isinstance(error, FileError) else f"{path}: the MRD header is not UTF-8 text: {error}"
+            )
+            raise FileError(reason) from error
 
     def __enter__(self) -> RawFile:
         return self
@@ -66,10 +69,13 @@ class RawFile:
         if not isinstance(group, h5py.Group):
             raise FileError(f"{self.path}: there is no group {name!r} (there are: {', '.join(self._file) or 'none'})")
         for part, what in (("xml", "an MRD header"), ("data", "acquisitions")):
-            if not isinstance(group.get(part), h5py.Dataset) or not len(group[part]):
+            if not isinstance(group.get(part), h5py.Dataset) or not group[part].size:
                 raise FileError(
                     f"{self.path}: group {name!r} holds no {what}: its dataset {part!r} is missing or empty"
                 )
+        fields = group["data"].dtype.names or ()
+        if not {"head", "traj", "data"} <= set(fields):
+            raise FileError(f"{self.path}: the dataset 'data' of group {name!r} holds no MRD acquisitions")
         return group
 
     def _blocks(self, name: str, make: Callable[[np.void, int], ismrmrd.Acquisition]) -> Iterator[ismrmrd.Acquisition]:

@@ -40,12 +40,12 @@ def run_chain(parent: ParentConnection) -> None:
 
 def _run(parent: ParentConnection) -> None:
     from pipelines.definition import parse_child_configuration
-    from pipelines.session import Site, open_chain
+    from pipelines.session import Site, open_chain, read_header
     from pipelines.streams.receiver import Receiver
     from pipelines.wire import Connection
 
     definition = parse_child_configuration(parent.raw_bytes.config)
-    chain = open_chain(definition, _header(parent.raw_bytes.header), Site(), log.info)
+    chain = open_chain(definition, read_header(_header(parent.raw_bytes.header)), Site(), log.info)
     connection = Connection(parent.socket.socket)
     receiver = Receiver(connection, BUFFER_BYTES, log.info)
     for item in chain.run(receiver.following(connection.receive())):
@@ -69,7 +69,7 @@ def _report(parent: ParentConnection, text: str) -> None:
     Gadgetron goes on sending until it has read the message. A process that ended with data unread would reset the
     connection, and the message would be lost.
     """
-    encoded = text.encode()
+    encoded = text.encode(errors="backslashreplace")
     sock = parent.socket.socket
     deadline = time.monotonic() + LAST_WORDS_SECONDS
     try:
@@ -77,5 +77,7 @@ def _report(parent: ParentConnection, text: str) -> None:
         sock.settimeout(LAST_WORDS_SECONDS)
         while sock.recv(1 << 20) and time.monotonic() < deadline:
             pass
+    except TimeoutError:
+        log.info("Gadgetron was told and is silent")
     except OSError as error:
         log.error("Gadgetron is gone and may not have heard why: %s", error)

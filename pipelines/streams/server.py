@@ -14,7 +14,7 @@ import ismrmrd
 
 from pipelines.definition import Definition, find_definition, parse_definition
 from pipelines.errors import MalformedMessage, SpinstreamError, WireError
-from pipelines.session import Site, open_chain
+from pipelines.session import Site, open_chain, read_header
 from pipelines.streams.receiver import Receiver
 from pipelines.wire import ERROR, NOTE, Close, ConfigFile, ConfigText, Connection, HeaderText, Text, describe
 
@@ -116,12 +116,13 @@ class ServerSession:
 
     def _converse(self) -> int:
         definition = self._read_config()
-        header = self._expect(HeaderText)
+        definition.build(self.site.registry)  # so that a client that waits for an answer hears at once what is wrong
+        header = read_header(self._expect(HeaderText).xml)
         first = self.connection.receive()
         if isinstance(first, Text) and (parameters := fire_parameters(first.text)) is not None:
             definition = self._apply(definition, parameters)
             first = self.connection.receive()
-        chain = open_chain(definition, header.xml, self.site, self._tell)
+        chain = open_chain(definition, header, self.site, self._tell)
         images = 0
         for item in chain.run(self.receiver.following(first)):
             self.connection.send(item)
@@ -162,19 +163,21 @@ class ServerSession:
 def fire_parameters(text: str) -> dict[str, str] | None:
     """The parameters of a FIRE-style JSON text, as text; None when it is not one.
 
+    Those of other programs, whose names hold no gadget, come without a value.
+
     Raises:
         MalformedMessage: it is one, but its parameters are not a flat object.
     """
     try:
         document = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(document, dict) or "parameters" not in document:
         return None
     parameters = document["parameters"]
     if not isinstance(parameters, dict):
         raise MalformedMessage(f'"parameters" must be an object of names and values, got {parameters!r}')
-    return {str(key): _plain(key, value) for key, value in parameters.items()}
+    return {str(key): _plain(key, value) if "." in str(key) else "" for key, value in parameters.items()}
 
 
 def _plain(key: str, value: object) -> str:

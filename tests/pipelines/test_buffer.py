@@ -3,12 +3,12 @@ import time
 
 import pytest
 
-from pipelines.streams.buffer import ItemBuffer
+from pipelines.streams.buffer import OVERHEAD, ItemBuffer
 
 from mrd_items import acquisition
 
 ITEM = acquisition(0)
-BYTES = ITEM.data.nbytes
+BYTES = ITEM.data.nbytes + OVERHEAD
 
 
 def in_thread(action) -> threading.Thread:

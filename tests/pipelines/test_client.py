@@ -3,6 +3,7 @@
 import socket
 import struct
 import threading
+import time
 
 import ismrmrd
 import pytest
@@ -95,6 +96,31 @@ def test_texts_of_other_servers_are_errors(serve_once, message):
 
     with pytest.raises(RemoteError, match="^map::at$"):
         run(serve_once(behave), [acquisition(0)])
+
+
+def test_log_lines_of_python_ismrmrd_server_are_notes(serve_once):
+    def behave(sock):
+        with Connection(sock) as connection:
+            for _ in range(4):
+                connection.receive()
+            connection.send(Text("INFO     Total processing time: 12.00 ms"))
+            connection.send(Close())
+            connection.drain(2.0)
+
+    _, notes = run(serve_once(behave), [acquisition(0)])
+    assert notes == ["INFO     Total processing time: 12.00 ms"]
+
+
+def test_an_error_is_heard_while_the_source_sleeps(address):
+    def slow():
+        yield from map(acquisition, range(3))
+        time.sleep(20)
+        yield acquisition(3)
+
+    began = time.monotonic()
+    with pytest.raises(RemoteError, match="the coil is on fire"):
+        run(address, slow(), gadget="Fail")
+    assert time.monotonic() - began < 5
 
 
 def test_a_server_that_dies_is_not_a_success(serve_once):

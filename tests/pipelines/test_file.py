@@ -76,3 +76,21 @@ def test_samples_that_contradict_the_header_are_named(tmp_path):
         file["dataset/data"][1] = entry
     with RawFile(tmp_path / "a.h5") as raw, pytest.raises(FileError, match=r"acquisition 1 holds 32 samples .* 4464"):
         list(raw.items())
+
+
+def test_a_header_that_is_not_text(tmp_path):
+    write(tmp_path / "a.h5", [acquisition(0)])
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        file["dataset/xml"][0] = b"\xff\xfe"
+    with pytest.raises(FileError, match="the MRD header is not UTF-8 text"):
+        RawFile(tmp_path / "a.h5")
+
+
+@pytest.mark.parametrize("content", [np.zeros(5), np.zeros((2, 3), np.complex64)])
+def test_a_dataset_of_something_else(tmp_path, content):
+    write(tmp_path / "a.h5", [acquisition(0)])
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        del file["dataset/data"]
+        file["dataset/data"] = content
+    with pytest.raises(FileError, match="the dataset 'data' of group 'dataset' holds no MRD acquisitions"):
+        RawFile(tmp_path / "a.h5")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pipelines.errors import PipelineError
-from pipelines.replay import Replay, paced, replay_here, replay_to
+from pipelines.replay import Replay, _tick_ms, _with_known_version, paced, replay_here, replay_to
 from pipelines.streams.file import RawFile
 
 from mrd_items import HEADER_XML, acquisition, configuration
@@ -52,6 +52,15 @@ def test_parameters_reach_both(raw, pipeline, site, address):
         replay_to(address, job, raw, print, print, plain, 5.0)
 
 
+@pytest.mark.parametrize(("version", "told"), [("<version>8</version>", 1), ("<version>14</version>", 0), ("", 0)])
+def test_the_header_is_sent_in_the_version_that_gadgetron_takes(version, told):
+    notes = []
+    header = HEADER_XML.replace("<experimentalConditions>", version + "<experimentalConditions>")
+    sent = _with_known_version(header, notes.append)
+    assert sent == header.replace("<version>8", "<version>14")
+    assert len(notes) == told
+
+
 @pytest.mark.parametrize(("tick_ms", "pauses"), [(2.5, 0.050), (1.0, 0.020)])
 def test_pacing_follows_the_time_stamps(tick_ms, pauses):
     slept = []
@@ -70,8 +79,6 @@ def test_absurd_jumps_of_the_clock_are_not_waited_for():
 
 @pytest.mark.parametrize(("vendor", "tick"), [("SIEMENS", 2.5), ("GE", 1.0), (None, 1.0)])
 def test_the_tick_follows_the_vendor(vendor, tick):
-    from pipelines.replay import _tick_ms
-
     system = f"<acquisitionSystemInformation><systemVendor>{vendor}</systemVendor></acquisitionSystemInformation>"
     header = HEADER_XML.replace("<experimentalConditions>", (system if vendor else "") + "<experimentalConditions>")
     assert _tick_ms(header) == tick

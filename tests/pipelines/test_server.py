@@ -150,15 +150,15 @@ MALFORMED = {
     "config not xml": ([ConfigText("hello")], "config text:1: not well-formed XML"),
     "config with entities": ([ConfigText("<!DOCTYPE a [<!ENTITY b 'c'>]><a>&b;</a>")], "document type declaration"),
     "config without gadgets": ([ConfigText(configuration())], "lists no gadgets"),
-    "unknown gadget": ([ConfigText(configuration("Cuont")), HEADER, Close()], "did you mean 'Count'?"),
+    "unknown gadget": ([ConfigText(configuration("Cuont"))], "did you mean 'Count'?"),
     "header first": ([HEADER], "expected a config file (1) or config text (2) first, got a header (3)"),
     "data first": ([acquisition(0)], "expected a config file (1) or config text (2) first, got an acquisition (1008)"),
     "data before header": ([COUNT, acquisition(0)], "expected the MRD header (3) after the configuration"),
     "close before header": ([COUNT, Close()], "expected the MRD header (3) after the configuration, got a close (4)"),
-    "header not xml": ([COUNT, HeaderText("hello"), Close()], "MRD header, line 1: not well-formed XML"),
-    "header of another kind": ([COUNT, HeaderText("<a/>"), Close()], "expected the root <ismrmrdHeader>, got <a>"),
+    "header not xml": ([COUNT, HeaderText("hello")], "MRD header, line 1: not well-formed XML"),
+    "header of another kind": ([COUNT, HeaderText("<a/>")], "expected the root <ismrmrdHeader>, got <a>"),
     "header with wrong values": (
-        [COUNT, HeaderText(HEADER_XML.replace("<x>16</x>", "<x>sixteen</x>")), Close()],
+        [COUNT, HeaderText(HEADER_XML.replace("<x>16</x>", "<x>sixteen</x>"))],
         "MRD header is not valid",
     ),
     "second header": ([COUNT, HEADER, HEADER], "a header (3) came after the header"),
@@ -170,6 +170,10 @@ MALFORMED = {
     "client reports an error": ([COUNT, HEADER, struct.pack("<HQ", 8, 2) + b"ow"], "the peer reports: ow"),
     "parameters not an object": ([COUNT, HEADER, Text('{"parameters": [1]}')], '"parameters" must be an object'),
     "nested parameters": ([COUNT, HEADER, Text('{"parameters": {"a.b": {}}}')], "parameter a.b: expected text"),
+    "text that cannot be encoded": (
+        [COUNT, HEADER, Text('{"parameters": {"\\ud800.b": 1}}')],
+        "parameters: \\ud800.b: expected gadget.property",
+    ),
     "parameter of no gadget": (
         [COUNT, HEADER, Text('{"parameters": {"Coutn.b": 1}}')],
         "parameters: Coutn.b: expected gadget.property with a gadget of 'config text'; did you mean 'Count'?",
@@ -188,6 +192,21 @@ def test_malformed_sessions_get_their_reason_and_the_server_lives_on(address, ca
     assert len(errors) == 1
     assert reason in errors[0]
     assert_serves(address)
+
+
+def test_a_client_that_waits_for_an_answer_hears_at_once(start_server):
+    address = start_server(patience_s=60)
+    for messages in ([ConfigText(configuration("Cuont"))], [COUNT, HeaderText("<a/>")]):
+        with socket.create_connection(address) as sock, Connection(sock, 5.0) as connection:
+            for message in messages:
+                connection.send(message)
+            assert connection.receive().text.startswith(ERROR)
+
+
+def test_parameters_of_other_programs_may_hold_anything(address):
+    parameters = Text(json.dumps({"parameters": {"options": None, "list": [1], "config": "x"}}))
+    got = converse(address, COUNT, HEADER, parameters, acquisition(0))
+    assert "parameters that are not gadget.property were not used: config, list, options" in texts(got, NOTE)
 
 
 def test_what_came_before_a_failure_is_delivered(address):
