@@ -8,15 +8,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from gadgets.frame import Frame
+from gadgets.frame import Frame, Samples
 from gadgets.gadget import COIL_MAPS, FRAMES, Gadget
 from gadgets.property import choice, integer, real
 from recon_core.calibration.espirit import espirit
-from recon_core.calibration.low_resolution import calibration_kspace
+from recon_core.calibration.low_resolution import NotFullySampledError, calibration_kspace
 from recon_core.calibration.walsh import walsh
 from recon_core.fourier import ifft_centred, resize_centred
 
 ESPIRIT, WALSH = "espirit", "walsh"
+NARROWEST, STEP = 8, 2  # of the regions that are tried
 
 
 class CoilMaps(Gadget[Frame]):
@@ -33,7 +34,7 @@ class CoilMaps(Gadget[Frame]):
     method = choice(ESPIRIT, (ESPIRIT, WALSH), "ESPIRiT, or adaptive combination after Walsh")
     calibration = integer(
         24,
-        "width of the central region, which must be fully sampled; less where the samples do not reach so far",
+        "width of the central region; the largest fully sampled one that is not wider is used",
         unit="cycles per field of view",
         low=8,
         high=256,
@@ -64,17 +65,30 @@ class CoilMaps(Gadget[Frame]):
         if not samples.kspace.any():
             even = torch.full((len(kspace), *shape), len(kspace) ** -0.5, dtype=kspace.dtype, device=kspace.device)
             return even, "no signal, all coils alike"
-        size = tuple(min(self.calibration, n, _reach(k)) for n, k in zip(shape, samples.trajectory, strict=True))
-        if 0 in size:
-            raise ValueError(
-                f"coil maps need the centre of k-space, which the {samples.kspace.shape[1]} readouts do not surround"
-            )
-        centre = calibration_kspace(samples.kspace, samples.trajectory, size)
+        centre = self._centre(samples, shape)
+        size = centre.shape[1:]
         source = f"{' x '.join(map(str, size))} of the " + ("calibration lines" if frame.calibration else "samples")
         if self.method == WALSH:
             axes = tuple(range(-len(shape), 0))
             return walsh(ifft_centred(resize_centred(centre, shape), axes)), f"Walsh from {source}"
-        return espirit(centre, shape, self.kernel, self.threshold, self.crop), f"ESPIRiT from {source}"
+        kernel = min(self.kernel, *size)  # a stack may have fewer partitions
+        return espirit(centre, shape, kernel, self.threshold, self.crop), f"ESPIRiT from {source}"
+
+    def _centre(self, samples: Samples, shape: tuple[int, ...]) -> Tensor:
+        """K-space `[coil, *size]` of the largest central region that is fully sampled, up to the width asked for."""
+        reach = [min(n, _reach(k)) for n, k in zip(shape, samples.trajectory, strict=True)]
+        if 0 in reach:
+            raise ValueError(
+                f"coil maps need the centre of k-space, which the {samples.kspace.shape[1]} readouts do not surround"
+            )
+        width = self.calibration
+        while True:
+            try:
+                return calibration_kspace(samples.kspace, samples.trajectory, [min(width, n) for n in reach])
+            except NotFullySampledError:
+                if width - STEP < NARROWEST:
+                    raise
+                width -= STEP
 
 
 def _reach(k: Tensor) -> int:

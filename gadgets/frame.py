@@ -88,7 +88,8 @@ class Frame:
     def label(self) -> str:
         """Which frame this is, for messages: "slice 3, contrast 0, repetition 12"."""
         idx = self.reference.idx
-        return f"slice {idx.slice}, contrast {idx.contrast}, repetition {idx.repetition}"
+        rare = "".join(f", {name} {getattr(idx, name)}" for name in ("set", "phase") if getattr(idx, name))
+        return f"slice {idx.slice}, contrast {idx.contrast}, repetition {idx.repetition}{rare}"
 
     def on(self, device: torch.device) -> Frame:
         """The same frame with its samples on another device."""

@@ -81,7 +81,7 @@ class FrameAssembly(Gadget[ismrmrd.Acquisition]):
     and on an average for the image only if the header announces no further average.
 
     Lines for parallel calibration only stand beside the frame; those for both are in both. A frame without calibration
-    lines of its own gets the latest before it at the same place. Lines that make no image are left out and counted.
+    lines of its own gets the closest before it of its slice. Lines that make no image are left out and counted.
     """
 
     takes = ismrmrd.Acquisition
@@ -229,25 +229,34 @@ class FrameAssembly(Gadget[ismrmrd.Acquisition]):
 
 
 class CalibrationLines:
-    """Lines for parallel calibration, by place and repetition."""
+    """Lines for parallel calibration, by slice and by what else they were acquired with."""
 
     def __init__(self) -> None:
-        self._lines: dict[tuple[int, int, int, int], dict[int, list[Readout]]] = {}
+        self._lines: dict[int, dict[Key, list[Readout]]] = {}
 
     def add(self, key: Key, item: Readout) -> None:
         """Takes one more line."""
-        self._lines.setdefault(key.place, {}).setdefault(key.repetition, []).append(item)
+        self._lines.setdefault(key.slice, {}).setdefault(key._replace(average=0), []).append(item)
 
     def for_frame(self, key: Key) -> list[Readout]:
-        """The lines of a frame's own repetition or else the latest before it; forgets those that are older still."""
-        by_repetition = self._lines.get(key.place, {})
-        usable = [repetition for repetition in by_repetition if repetition <= key.repetition]
+        """The lines that are closest to a frame of their slice; forgets the repetitions before them.
+
+        Scanners often calibrate once for all contrasts, sets and phases, and under an encoding of its own.
+        """
+
+        def closeness(other: Key) -> tuple[bool | int, ...]:
+            same = (getattr(other, name) == getattr(key, name) for name in ("encoding", "contrast", "set", "phase"))
+            return *same, other.repetition
+
+        of_slice = self._lines.get(key.slice, {})
+        usable = [other for other in of_slice if other.repetition <= key.repetition]
         if not usable:
             return []
-        for repetition in usable:
-            if repetition < max(usable):
-                del by_repetition[repetition]
-        return by_repetition[max(usable)]
+        best = max(usable, key=closeness)
+        for other in usable:
+            if other.repetition < best.repetition and other._replace(repetition=best.repetition) == best:
+                del of_slice[other]
+        return of_slice[best]
 
 
 def stacked(readouts: Sequence[Readout]) -> Samples:

@@ -114,6 +114,11 @@ class Trajectory(Gadget[ismrmrd.Acquisition]):
             centre = samples // 2
         elif backwards:
             centre = samples - 1 - centre
+            full = _crosses_the_middle(samples, encoding) and not self._carried(item)
+            if full and centre == samples // 2 - 1:
+                # Literally, the line would end beyond the last point of the grid: the converter counted it as forward.
+                self._note(f"center_sample of reversed lines of {samples} samples is that of forward ones", tell=True)
+                centre = samples // 2
         order = slice(None, None, -1 if backwards else 1)
         return Line(item.data[:, order], item.traj[order], centre, backwards=backwards)
 

@@ -24,6 +24,10 @@ MARGIN = 8
 ITERATIONS = 5
 
 
+class NotFullySampledError(ValueError):
+    """The region has points of k-space without a sample."""
+
+
 def calibration_kspace(kspace: Tensor, trajectory: Tensor, size: Sequence[int]) -> Tensor:
     """K-space at the whole cycles per field of view around its centre, on the scale of the samples.
 
@@ -39,9 +43,9 @@ def calibration_kspace(kspace: Tensor, trajectory: Tensor, size: Sequence[int]) 
         `[coil, *size]`, centred.
 
     Raises:
-        ValueError: The shapes do not fit, the trajectory is not finite, or the region is not fully sampled: points
-            without a sample, or, off the grid, without one that is less than a cycle per field of view away on each
-            axis.
+        NotFullySampledError: The region has points without a sample, or, off the grid, without one that is less than a
+            cycle per field of view away on each axis.
+        ValueError: The shapes do not fit, or the trajectory is not finite.
     """
     size = tuple(size)
     _check(kspace, trajectory, size)
@@ -94,7 +98,7 @@ def _require_samples_around(trajectory: Tensor, size: tuple[int, ...]) -> None:
         sampled[tuple(i + n // 2 for i, n in zip(index, size, strict=True))] = True
     missing = 1 - int(sampled.sum()) / math.prod(size)
     if missing:
-        raise ValueError(
+        raise NotFullySampledError(
             f"the central {' x '.join(map(str, size))} points of k-space are not fully sampled: "
             f"{100 * missing:.1f} % of them have no sample"
         )

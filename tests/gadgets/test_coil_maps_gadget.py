@@ -63,6 +63,15 @@ def test_an_undersampled_centre_is_refused():
         mapped(Phantom.scanned(cartesian(range(0, SIZE, 2))).frame())
 
 
+@pytest.mark.parametrize(("lines", "width"), [(14, 14), (11, 10)])
+def test_the_largest_fully_sampled_region_is_used(lines, width):
+    centre = range(SIZE // 2 - lines // 2, SIZE // 2 + (lines + 1) // 2)
+    phantom = Phantom.scanned(cartesian(sorted({*range(0, SIZE, 3), *centre})))
+    frame = mapped(phantom.frame())
+    assert misfit(frame.coil_maps, phantom) < 0.15
+    assert frame.history == [f"CoilMaps: ESPIRiT from {width} x {width} of the samples"]
+
+
 def test_a_frame_that_ended_before_the_centre_is_refused():
     phantom = Phantom.scanned(cartesian(range(SIZE // 4)))
     with pytest.raises(ValueError, match=f"the centre of k-space, which the {SIZE // 4} readouts do not surround"):

@@ -334,6 +334,30 @@ def test_no_frame_uses_the_calibration_of_a_later_repetition():
     assert used == [[1, 0], [2, 2]]
 
 
+@pytest.mark.parametrize("counter", ["contrast", "set", "phase"])
+def test_calibration_acquired_once_serves_all_contrasts_sets_and_phases(counter):
+    items = scan((1, {}, CALIBRATION), *[(step, {counter: value}) for value in range(2) for step in range(4)])
+    assert all(frame.calibration is not None for frame in frames(items))
+
+
+@pytest.mark.parametrize("counter", ["contrast", "set", "phase"])
+def test_a_frame_prefers_the_calibration_of_its_own_kind(counter):
+    items = scan(
+        *[(1 + value, {counter: value}, CALIBRATION) for value in range(2)],
+        *[(step, {counter: value}) for value in range(2) for step in range(4)],
+    )
+    used = [(frame.calibration.trajectory[0, :, 0] + 2).tolist() for frame in frames(items)]
+    assert used == [[1], [2]]
+
+
+def test_calibration_lines_of_two_encodings_are_not_mixed():
+    imaging, small = encoding_xml(matrix=(16, 4, 1)), encoding_xml(matrix=(8, 4, 1), fov=(320, 160, 5))
+    calibration = [line(step, samples=8, flags=[BOTH], encoding_space_ref=1) for step in range(4)]
+    both = scan(*[(step, {}, BOTH) for step in range(4)])
+    found = frames([*calibration, *both], header(imaging, small))
+    assert [frame.calibration.kspace.shape[2] for frame in found] == [8, 16]
+
+
 def test_calibration_belongs_to_its_slice():
     items = scan((1, {"slice": 1}, CALIBRATION), *[(step, {"slice": s}) for s in range(2) for step in range(4)])
     first, second = frames(items)

@@ -220,7 +220,9 @@ def test_meta_is_what_the_scanner_expects():
 def test_values_that_are_not_finite_are_refused_by_name(bad):
     data = noise()
     data[3, 4] = bad
-    with pytest.raises(ValueError, match=r"image of slice 2, contrast 3, repetition 5: 1 of 128 pixels are not finite"):
+    with pytest.raises(
+        ValueError, match=r"image of slice 2, contrast 3, repetition 5, set 6, phase 4: 1 of 128 pixels are not finite"
+    ):
         export(opened(), series_image(data))
 
 

@@ -48,9 +48,21 @@ def test_the_centre_of_the_matrix_is_the_default():
     assert_true(locate(line(1, signal(cartesian(ky=-3))), head))
 
 
-@pytest.mark.parametrize("carried", [False, True], ids=["header", "stream"])
-@pytest.mark.parametrize(("samples", "centre", "pre", "post"), [(16, 8, 0, 0), (16, 7, 0, 0), (12, 4, 3, 1)])
-def test_reversed_readouts_are_turned_round(carried, samples, centre, pre, post):
+def test_the_centre_of_a_full_reversed_line_may_be_that_of_a_forward_one():
+    # Converters give all lines of an echo train the same center_sample; taken literally, these would leave the grid.
+    k = np.stack([7 - np.arange(16), np.full(16, -3)], axis=1)
+    item = line(1, signal(k), None, flags=[ismrmrd.ACQ_IS_REVERSE], center_sample=8)
+    readout = locate(item, header(after=te(10)))
+    assert_true(readout)
+    np.testing.assert_array_equal(readout.traj[:, 0], np.arange(-8, 8))
+    assert readout.center_sample == 8
+
+
+@pytest.mark.parametrize(
+    ("samples", "centre", "pre", "post", "carried"),
+    [(16, 8, 0, 0, True), (16, 7, 0, 0, True), (16, 7, 0, 0, False), (12, 4, 3, 1, True), (12, 4, 3, 1, False)],
+)
+def test_reversed_readouts_are_turned_round(samples, centre, pre, post, carried):
     # In the order of time the readout runs down k-space; `centre` counts in that order.
     k = np.stack([centre - np.arange(samples), np.full(samples, -3)], axis=1)
     item = line(
