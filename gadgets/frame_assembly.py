@@ -107,6 +107,7 @@ class FrameAssembly(Gadget[ismrmrd.Acquisition]):
         self._calibration = CalibrationLines()
         self._left_out: Counter[str] = Counter()
         self._late = False
+        self._missing_told = False
 
     def take(self, item: ismrmrd.Acquisition) -> Iterator[object]:
         """Yields the frames that end with a readout."""
@@ -216,9 +217,22 @@ class FrameAssembly(Gadget[ismrmrd.Acquisition]):
         )
         _, shots, samples = frame.samples.kspace.shape
         frame.history.append(f"FrameAssembly: {shots} shots of {samples} samples, {len(ended.averages)} average(s)")
+        self._tell_of_missing_lines(ended, frame.label)
         if not frame.samples.kspace.any():
             self.session.tell(f"FrameAssembly: all samples of {frame.label} are zero; its image will be empty.")
         return frame
+
+    def _tell_of_missing_lines(self, ended: OpenFrame, label: str) -> None:
+        """Says once that a Cartesian scan that should be complete is not: it was aborted, or lines were lost."""
+        encoding = self._header.encoding[ended.key.encoding]
+        expected = self._expected_lines(ended)
+        complete = encoding.trajectory == ismrmrd.xsd.trajectoryType.CARTESIAN and encoding.parallelImaging is None
+        if complete and expected and len(ended.lines) < expected and not self._missing_told:
+            self._missing_told = True
+            self.session.tell(
+                f"FrameAssembly: {label} has {len(ended.lines)} of the {expected} lines that the header announces "
+                "(told once; a header that describes an accelerated scan has <parallelImaging>)."
+            )
 
     def _calibration_of(self, key: Key) -> Samples | None:
         lines = self._calibration.for_frame(key)

@@ -44,6 +44,10 @@ SERIES = {
 }
 
 
+# Series of kinds that gadgets of other packages make; each gets the next one.
+FIRST_FREE_INDEX = 50
+
+
 @dataclass(frozen=True)
 class PixelFormat:
     """How complex values become pixels.
@@ -102,18 +106,18 @@ class ImageExport(Gadget[SeriesImage]):
     def open(self, session: Session) -> None:
         """Forgets the series of any earlier session."""
         super().open(session)
-        self._running = {kind: Running() for kind in SERIES}
+        self._series = dict(SERIES)
+        self._running: dict[str, Running] = {}
 
     def take(self, item: SeriesImage) -> Iterator[object]:
         """Yields the MRD image.
 
         Raises:
-            ValueError: no series of that kind, values that are not finite, or a recon space that does not fit into the
+            ValueError: values that are not finite, or a recon space that does not fit into the
                 encoded one.
         """
-        if item.kind not in SERIES:
-            raise ValueError(f"no series for images of kind {item.kind!r} (there are: {', '.join(SERIES)})")
-        series, running = SERIES[item.kind], self._running[item.kind]
+        series = self._series.setdefault(item.kind, Series(self._free_index(), item.kind, "made by another gadget"))
+        running = self._running.setdefault(item.kind, Running())
         running.images += 1
 
         pixel_format = QUANTITATIVE if series.role == "Quantitative" else FORMATS[self.data_type]
@@ -136,6 +140,10 @@ class ImageExport(Gadget[SeriesImage]):
             "WindowWidth": f"{scale * (high - low):.6g}",
         }
         yield image
+
+    def _free_index(self) -> int:
+        """Of the next series that the table does not know."""
+        return FIRST_FREE_INDEX + len(self._series) - len(SERIES)
 
     @property
     def _full_scale(self) -> int:

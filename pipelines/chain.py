@@ -91,7 +91,7 @@ class Chain:
     def _let_out(self, item: object) -> Iterator[object]:
         if isinstance(item, self._outputs):
             yield item
-        elif isinstance(item, ALL_OUTPUTS):
+        elif not isinstance(item, Frame):
             self._held_back[type(item).__name__] += 1
 
     def _timed(self, stage: int, start: Any, what: str) -> Iterator[object]:

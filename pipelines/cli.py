@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -21,7 +22,7 @@ from pipelines.errors import SpinstreamError
 from pipelines.registry import installed_gadgets, nearest
 from pipelines.replay import Replay, local_definition, replay_here, replay_to
 from pipelines.session import Site, read_header
-from pipelines.simulate import TRAJECTORIES, SimulationSettings, simulate
+from pipelines.simulate import TRAJECTORIES, SimulationSettings, holds_truth, simulate
 from pipelines.sinks import open_sinks
 from pipelines.streams.file import RawFile
 from pipelines.streams.server import Limits, Server
@@ -30,6 +31,9 @@ log = logging.getLogger("spinstream")
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
+EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+GRACE_SECONDS = 5.0
 DEVICES = click.Choice(["auto", "cpu", "cuda"])
 
 
@@ -47,7 +51,7 @@ class _Commands(click.Group):
 @click.version_option(package_name="spinstream")
 @click.option("-v", "--verbose", is_flag=True, help="Log what each gadget does.")
 def main(verbose: bool) -> None:
-    """Generative MRI reconstruction at the scanner: raw MRD data stream in, images stream out."""
+    """MRI reconstruction at the scanner: raw MRD data stream in, images stream out."""
     level = logging.DEBUG if verbose else logging.INFO
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING, force=True)
     log.setLevel(level)
@@ -58,7 +62,7 @@ def main(verbose: bool) -> None:
 @click.option("--port", default=9002, show_default=True, type=click.IntRange(0, 65535), help="0 picks a free one.")
 @click.option("--device", type=DEVICES, default="auto", show_default=True, help="Where to compute.")
 @click.option("--seed", default=0, show_default=True, help="Of every random draw.")
-@click.option("--definitions", type=FOLDER, multiple=True, help="A further folder of pipeline definitions.")
+@click.option("--definitions", type=EXISTING_FOLDER, multiple=True, help="A further folder of pipeline definitions.")
 @click.option("--sessions", default=16, show_default=True, type=click.IntRange(1), help="Clients at a time.")
 @click.option(
     "--patience", default=600.0, show_default=True, type=click.FloatRange(0.1), help="Seconds a client may be silent."
@@ -77,6 +81,11 @@ def serve(
         _stop_on_signals(server)
         click.echo("listening on {}:{}".format(*server.server_address[:2]))
         server.serve_forever()
+        if not server.dismiss(GRACE_SECONDS):
+            # The interpreter would abort while a gadget still computes in its thread.
+            log.warning("a gadget was still at work")
+            logging.shutdown()
+            os._exit(0)
 
 
 def _stop_on_signals(server: Server) -> None:
@@ -88,7 +97,7 @@ def _stop_on_signals(server: Server) -> None:
 
 
 @main.command()
-@click.argument("raw", type=FILE)
+@click.argument("raw", type=EXISTING_FILE)
 @click.option("-p", "--pipeline", required=True, metavar="NAME|FILE", help="See: spinstream pipelines.")
 @click.option("-o", "--output", type=FILE, help="Images as ISMRMRD .h5.")
 @click.option("--dicom", type=FOLDER, help="Images as DICOM, one file each, into this folder.")
@@ -161,16 +170,18 @@ def _progress(items: Iterable[ismrmrd.Acquisition], total: int) -> Iterable[ismr
 def _parameters(settings: Sequence[str]) -> dict[str, str]:
     parameters = {}
     for setting in settings:
-        key, equals, value = setting.partition("=")
+        key, equals, value = (part.strip() for part in setting.partition("="))
         if not equals:
             raise click.UsageError(f"--set {setting}: expected GADGET.PROPERTY=VALUE")
+        if key in parameters:
+            raise click.UsageError(f"--set {key} is given twice")
         parameters[key] = value
     return parameters
 
 
 def _address(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535:
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
         raise click.UsageError(f"--to {text}: expected HOST:PORT")
     return host.strip("[]"), int(port)
 
@@ -208,6 +219,8 @@ class _Matrix(click.ParamType):  # type: ignore[type-arg]  # generic only in new
 @click.option("--repetitions", type=int, default=1, show_default=True)
 def simulate_command(output: Path, **settings: Any) -> None:
     """Simulate raw data of a head, with the truth beside them."""
+    if output.exists() and not holds_truth(output):
+        raise SpinstreamError(f"{output} exists and is not a simulated scan; it is not overwritten")
     simulate(output, SimulationSettings(**settings))
     click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
 
@@ -224,14 +237,22 @@ def validate(file: str, settings: tuple[str, ...]) -> None:
 
 @main.command()
 @click.option("--export", type=FOLDER, help="Write the definitions to this folder, such as Gadgetron's config folder.")
-def pipelines(export: Path | None) -> None:
+@click.option("--overwrite", is_flag=True, help="Replace definitions that were changed there.")
+def pipelines(export: Path | None, overwrite: bool) -> None:
     """List the installed pipelines."""
     for name, path in available_definitions([DEFINITIONS]).items():
         click.echo(f"{name:20s} {load_definition(path).description}")
         if export:
-            export.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, export)
-            click.echo(f"{'':20s} -> {export / path.name}")
+            click.echo(f"{'':20s} -> {_exported(path, export, overwrite)}")
+
+
+def _exported(path: Path, folder: Path, overwrite: bool) -> Path:
+    target = folder / path.name
+    if target.exists() and target.read_bytes() != path.read_bytes() and not overwrite:
+        raise SpinstreamError(f"{target} exists with other content; --overwrite replaces it")
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(path, target)
+    return target
 
 
 @main.command()

@@ -145,6 +145,11 @@ def available_definitions(folders: Iterable[Path]) -> dict[str, Path]:
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.xml"))}
 
 
+def _file_hint(name: str) -> str:
+    looks_like_a_path = name.endswith(".xml") or "/" in name
+    return "; there is no such file either" if looks_like_a_path else ""
+
+
 def find_definition(name: str, folders: Iterable[Path]) -> Definition:
     """The installed definition called `name`, with or without ".xml".
 
@@ -155,7 +160,9 @@ def find_definition(name: str, folders: Iterable[Path]) -> Definition:
     stem = name.removesuffix(".xml")
     if stem not in known:
         listing = ", ".join(sorted(known)) or "none"
-        raise PipelineError(f"no pipeline is called {name!r}{nearest(stem, known)} (there are: {listing})")
+        raise PipelineError(
+            f"no pipeline is called {name!r}{nearest(stem, known)}{_file_hint(name)} (there are: {listing})"
+        )
     return load_definition(known[stem])
 
 
@@ -204,7 +211,10 @@ def _outputs(root: etree._Element, name: str) -> tuple[type, ...]:
     writers = root.find("writers")
     if writers is None:
         return ALL_OUTPUTS
-    return tuple(_output(node, f"{name}:{node.sourceline}") for node in _elements(writers))
+    outputs = tuple(_output(node, f"{name}:{node.sourceline}") for node in _elements(writers))
+    if not outputs:
+        raise PipelineError(f"{name}:{writers.sourceline}: <writers> names no writer, so nothing could leave")
+    return outputs
 
 
 def _output(writer: etree._Element, place: str) -> type:

@@ -115,6 +115,15 @@ class SimulationSettings:
         return [(i - (self.slices - 1) / 2) * (SLICE_MM + GAP_MM) for i in range(self.slices)]
 
 
+def holds_truth(path: Path) -> bool:
+    """Whether a file is a simulated scan, so that another may take its place."""
+    try:
+        with h5py.File(path) as file:
+            return "truth" in file
+    except OSError:
+        return False
+
+
 @dataclass(frozen=True)
 class Truth:
     """What is scanned: see the module's description of the group `truth`."""

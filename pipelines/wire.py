@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -117,7 +118,7 @@ IMAGE_TYPES: dict[int, np.dtype[Any]] = {
 
 
 class Connection:
-    """Messages over one connected socket. One thread may receive while another sends.
+    """Messages over one connected socket. One thread may receive while others send.
 
     Args:
         sock: connected; the caller closes it.
@@ -130,6 +131,7 @@ class Connection:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = sock
         self._patience = patience
+        self._sending = threading.Lock()
         self._stream = sock.makefile("rb", buffering=READ_BUFFER)
         self._readers: dict[int, Callable[[], Message]] = {
             MessageId.CONFIG_FILE: self._read_config_file,
@@ -230,9 +232,10 @@ class Connection:
     def _write(self, number: MessageId, *parts: bytes | memoryview) -> None:
         waiting = [memoryview(struct.pack("<H", number)), *(memoryview(part) for part in parts if len(part))]
         try:
-            while waiting:
-                sent = self._socket.sendmsg(waiting)
-                waiting = _unsent(waiting, sent)
+            with self._sending:
+                while waiting:
+                    sent = self._socket.sendmsg(waiting)
+                    waiting = _unsent(waiting, sent)
         except TimeoutError:
             raise PeerIdle(f"the peer took no data for {self._patience:g} s") from None
         except OSError as error:

@@ -30,11 +30,10 @@ class MrdSink:
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists and is not overwritten")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        self._file = ismrmrd.Dataset(str(path), "dataset", True)
+        self._path = path
+        self._header = header
+        self._opened: ismrmrd.Dataset | None = None  # until the first item
         self._groups: dict[tuple[object, ...], str] = {}
-        if header is not None:
-            self._file.write_xml_header(_xml(header))
 
     def write(self, item: ismrmrd.Image | ismrmrd.Acquisition | ismrmrd.Waveform) -> None:
         """Appends one item."""
@@ -47,7 +46,18 @@ class MrdSink:
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        if self._opened is not None:
+            self._opened.close()
+
+    @property
+    def _file(self) -> ismrmrd.Dataset:
+        """Made with the first item, so that a run without any leaves no file, and one that was there is still there."""
+        if self._opened is None:
+            self._path.unlink(missing_ok=True)
+            self._opened = ismrmrd.Dataset(str(self._path), "dataset", True)
+            if self._header is not None:
+                self._opened.write_xml_header(_xml(self._header))
+        return self._opened
 
     def _append_image(self, image: ismrmrd.Image) -> None:
         image = _storable(image)

@@ -68,7 +68,7 @@ class RawFile:
         group = self._file.get(name)
         if not isinstance(group, h5py.Group):
             raise FileError(f"{self.path}: there is no group {name!r} (there are: {', '.join(self._file) or 'none'})")
-        for part, what in (("xml", "an MRD header"), ("data", "acquisitions")):
+        for part, what in (("xml", "MRD header"), ("data", "acquisitions")):
             if not isinstance(group.get(part), h5py.Dataset) or not group[part].size:
                 raise FileError(
                     f"{self.path}: group {name!r} holds no {what}: its dataset {part!r} is missing or empty"

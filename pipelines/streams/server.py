@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
 import socket
 import socketserver
 import threading
+import time
 from dataclasses import dataclass
 
 import ismrmrd
@@ -56,8 +58,22 @@ class Server(socketserver.ThreadingTCPServer):
         self.limits = limits or Limits()
         self.numbers = itertools.count(1)
         self.places = threading.BoundedSemaphore(self.limits.sessions)
+        self.sessions: set[ServerSession] = set()
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Handler)
+
+    def dismiss(self, seconds: float) -> bool:
+        """Tells the clients of running sessions that the server stops, and ends their connections.
+
+        Returns:
+            Whether all sessions have ended within that time; a gadget that computes cannot be interrupted.
+        """
+        for session in list(self.sessions):
+            session.dismiss()
+        deadline = time.monotonic() + seconds
+        while self.sessions and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return not self.sessions
 
 
 class _Handler(socketserver.BaseRequestHandler):
@@ -70,13 +86,15 @@ class _Handler(socketserver.BaseRequestHandler):
             if not self.server.places.acquire(blocking=False):
                 session.refuse(f"all {limits.sessions} sessions of this server are in use; try again later")
                 return
+            self.server.sessions.add(session)
             try:
                 session.run()
             finally:
+                self.server.sessions.discard(session)
                 self.server.places.release()
 
 
-@dataclass
+@dataclass(eq=False)
 class ServerSession:
     """One client's conversation, from its configuration to the close."""
 
@@ -100,13 +118,20 @@ class ServerSession:
             log.exception("session %d: a defect of spinstream", self.number)
             self.refuse(f"a defect of spinstream, please report it: {type(error).__name__}: {error}")
 
+    def dismiss(self) -> None:
+        """Says that the server stops, and cuts the connection; called from another thread than `run`."""
+        with contextlib.suppress(WireError):
+            self.connection.send(Text(f"{ERROR}the server is being stopped\n"))
+            self.connection.send(Close())
+        self.connection.cut()
+
     def refuse(self, reason: str) -> None:
         """Tells the client why, then closes in a way that lets it read the reason."""
         try:
             self.connection.send(Text(f"{ERROR}{reason}\n"))
             self._close()
         except WireError as error:
-            log.warning("session %d: the client did not hear why: %s", self.number, error)
+            log.warning("session %d: the client did not hear this: %s", self.number, error)
 
     def _close(self) -> None:
         self.connection.send(Close())

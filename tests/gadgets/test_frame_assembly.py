@@ -410,3 +410,10 @@ def test_a_frame_of_zeros_is_announced():
 def test_items_of_other_types_pass():
     waveform, image = ismrmrd.Waveform(), ismrmrd.Image()
     assert run([Trajectory(), FrameAssembly()], [waveform, image], session(FOUR)) == [waveform, image]
+
+
+@pytest.mark.parametrize(("lines", "told"), [(4, 0), (3, 1)])
+def test_missing_lines_of_a_scan_that_should_be_complete_are_told(lines, told):
+    watched = Watched(scan(*[(step, {}) for step in range(lines)]))
+    assert len(watched.left) == 1
+    assert len(watched.told.about(f"has {lines} of the 4 lines that the header announces")) == told

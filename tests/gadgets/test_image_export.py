@@ -240,6 +240,9 @@ def test_spaces_that_do_not_fit_are_refused(space, message):
         export(opened(), series_image(noise(), space))
 
 
-def test_unknown_kinds_are_refused():
-    with pytest.raises(ValueError, match=r"kind 'photo' \(there are: image, preview\)"):
-        export(opened(), series_image(noise(), kind="photo"))
+def test_kinds_of_other_packages_get_a_series_of_their_own():
+    gadget = opened()
+    found = [export(gadget, series_image(noise(), kind=kind)) for kind in ("photo", "image", "sketch", "photo")]
+    assert [image.image_series_index for image in found] == [50, 1, 51, 50]
+    assert [image.image_index for image in found] == [1, 1, 1, 2]
+    assert found[0].meta["SeriesDescription"].endswith("photo")

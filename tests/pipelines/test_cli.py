@@ -1,12 +1,13 @@
 import shutil
 from contextlib import closing
+from importlib.metadata import EntryPoint, entry_points
 
 import pytest
 from click.testing import CliRunner
 
 from pipelines.cli import main
 from pipelines.definition import DEFINITIONS, available_definitions
-from pipelines.registry import installed_gadgets
+from pipelines.registry import GROUP, installed_gadgets
 
 from mrd_items import HEADER_XML, acquisition, configuration
 
@@ -120,6 +121,9 @@ def test_replay_reports_a_failing_server(raw, tmp_path, address):
         (["-p", "preview", "-o", "x.h5", "--to", "127.0.0.1:1", "--device", "cpu"], 2, "the server's to choose"),
         (["-p", "preview", "-o", "x.h5", "--to", "127.0.0.1:1"], 1, "no server answers at 127.0.0.1:1"),
         (["-p", "previw", "-o", "x.h5"], 1, "did you mean 'preview'?"),
+        (["-p", "nofile.xml", "-o", "x.h5"], 1, "there is no such file either"),
+        (["-p", "preview", "-o", "x.h5", "--to", ":9002"], 2, "expected HOST:PORT"),
+        (["-p", "preview", "-o", "x.h5", "--set", "a.b=1", "--set", "a.b = 2"], 2, "given twice"),
         (["-p", "preview", "-o", "x.h5", "--set", "nonsense"], 2, "expected GADGET.PROPERTY=VALUE"),
         (["-p", "preview", "-o", "x.h5", "--group", "data"], 1, "there is no group 'data'"),
     ],
@@ -128,6 +132,48 @@ def test_replay_mistakes(raw, tmp_path, monkeypatch, arguments, status, message)
     monkeypatch.chdir(tmp_path)
     got, output = run("replay", raw, *arguments)
     assert (got, message in output) == (status, True), output
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+def test_a_run_without_images_leaves_no_file_and_spares_the_old_one(raw, tmp_path, overwrite):
+    output = tmp_path / "out.h5"
+    if overwrite:
+        output.write_text("precious")
+    for mistake in (["-p", "previw"], ["-p", "preview", "--to", "127.0.0.1:1"], ["-p", "preview", "--set", "a.b=c"]):
+        assert run("replay", raw, "-o", output, *mistake, *overwrite)[0] == 1
+        assert (output.read_text() == "precious") if overwrite else not output.exists()
+    assert run("replay", raw, "-p", "preview", "-o", output, *overwrite)[0] == 0
+
+
+def test_a_simulation_does_not_replace_what_is_none(raw, tmp_path):
+    before = raw.read_bytes()
+    status, output = run("simulate", raw, "--matrix", 16)
+    assert (status, raw.read_bytes()) == (1, before)
+    assert "is not a simulated scan" in output
+    settings = ["--trajectory", "cartesian", "--matrix", 16, "--coils", 2]
+    for _ in range(2):
+        assert run("simulate", tmp_path / "new.h5", *settings)[0] == 0
+
+
+def test_exported_definitions_that_were_changed_are_kept(tmp_path):
+    run("pipelines", "--export", tmp_path)
+    run("pipelines", "--export", tmp_path)
+    (tmp_path / "preview.xml").write_text("mine")
+    status, output = run("pipelines", "--export", tmp_path)
+    assert (status, (tmp_path / "preview.xml").read_text()) == (1, "mine")
+    assert "exists with other content" in output
+    assert run("pipelines", "--export", tmp_path, "--overwrite")[0] == 0
+
+
+def test_a_gadget_that_cannot_be_loaded_leaves_the_others_alone(monkeypatch, caplog):
+    broken = EntryPoint("Broken", "no_such_module:Broken", GROUP)
+    untyped = EntryPoint("Untyped", "collections:OrderedDict", GROUP)
+    monkeypatch.setattr("pipelines.registry.entry_points", lambda group: [broken, untyped, *entry_points(group=group)])
+    found = installed_gadgets.__wrapped__()
+    assert "Preview" in found
+    assert found.keys().isdisjoint({"Broken", "Untyped"})
+    assert "'Broken' (no_such_module:Broken) of an unknown package cannot be loaded" in caplog.text
+    assert "expected a subclass of Gadget" in caplog.text
 
 
 def test_an_existing_output_is_not_overwritten(raw, tmp_path):

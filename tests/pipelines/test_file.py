@@ -59,7 +59,7 @@ def test_a_group_that_is_not_there_lists_those_that_are(tmp_path):
         RawFile(tmp_path / "a.h5", "data")
 
 
-@pytest.mark.parametrize(("part", "what"), [("xml", "an MRD header"), ("data", "acquisitions")])
+@pytest.mark.parametrize(("part", "what"), [("xml", "MRD header"), ("data", "acquisitions")])
 def test_a_group_without_its_parts(tmp_path, part, what):
     write(tmp_path / "a.h5", [acquisition(0)])
     with h5py.File(tmp_path / "a.h5", "a") as file:

@@ -10,6 +10,7 @@ import ismrmrd
 import numpy as np
 import pytest
 
+from pipelines.streams.server import Limits, Server
 from pipelines.wire import ERROR, NOTE, Close, ConfigFile, ConfigText, Connection, HeaderText, Text
 
 from mrd_items import HEADER_XML, acquisition, configuration
@@ -287,3 +288,20 @@ def test_a_client_that_does_not_read_stalls_only_itself(start_server):
             for _ in range(40):
                 connection.send(big)
         assert_serves(address)
+
+
+def test_a_stopping_server_says_so_to_its_clients(site):
+    server = Server("127.0.0.1", 0, site, Limits(patience_s=30))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    with socket.create_connection(server.server_address[:2]) as sock, Connection(sock, 5.0) as connection:
+        connection.send(TO_IMAGE)
+        connection.send(HEADER)
+        connection.send(acquisition(0))
+        assert connection.receive().image_index == 1
+        server.shutdown()
+        assert server.dismiss(5.0)
+        assert connection.receive().text == f"{ERROR}the server is being stopped\n"
+        assert isinstance(connection.receive(), Close)
+    server.server_close()
+    thread.join()
