@@ -20,8 +20,7 @@ from pipelines.wire import ConfigFile, ConfigText
 SIEMENS_TICK_MS = 2.5
 OTHER_TICK_MS = 1.0
 LONGEST_PAUSE_S = 60.0
-GADGETRON_VERSION = "14"
-VERSION = re.compile(r"(<version>)([^<]*)(</version>)")
+VERSION = re.compile(r"<version>[^<]*</version>")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,16 +87,16 @@ def replay_to(
     path = Path(job.pipeline)
     config = ConfigText(_read_text(path)) if path.is_file() else ConfigFile(job.pipeline)
     items = show(_items(job, raw), raw.acquisitions)
-    stream(address, config, _with_known_version(raw.header_xml, note), items, sink, note, job.parameters, patience_s)
+    stream(address, config, _without_version(raw.header_xml, note), items, sink, note, job.parameters, patience_s)
 
 
-def _with_known_version(header_xml: str, note: Callable[[str], None]) -> str:
-    """The header as Gadgetron takes it: at any <version> but its own it waits for ever, and says nothing."""
+def _without_version(header_xml: str, note: Callable[[str], None]) -> str:
+    """The header without its <version>: at any but its own library's Gadgetron waits for ever, and says nothing."""
     found = VERSION.search(header_xml)
-    if not found or found[2].strip() == GADGETRON_VERSION:
+    if not found:
         return header_xml
-    note(f"the header is sent as version {GADGETRON_VERSION} instead of {found[2]}, at which Gadgetron would hang")
-    return VERSION.sub(rf"\g<1>{GADGETRON_VERSION}\g<3>", header_xml, count=1)
+    note(f"the header is sent without its {found[0]}, at which Gadgetron could hang")
+    return VERSION.sub("", header_xml, count=1)
 
 
 def local_definition(pipeline: str, site: Site) -> Definition:
