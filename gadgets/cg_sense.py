@@ -9,7 +9,8 @@ from gadgets.frame import Frame, SeriesImage
 from gadgets.gadget import COIL_MAPS, FRAMES, IMAGE, Gadget
 from gadgets.property import integer, real
 from gadgets.trajectory_cache import sampling_of
-from recon_core.operators.sense import SenseModel
+from recon_core.operators.encoding import Encoding
+from recon_core.operators.linear_model import LinearModel
 from recon_core.solvers.cg_sense import cg_sense
 
 log = logging.getLogger("spinstream")
@@ -35,7 +36,7 @@ class CgSense(Gadget[Frame]):
     def take(self, item: Frame) -> Iterator[object]:
         """Yields the image, then the frame with it."""
         assert item.coil_maps is not None
-        model = SenseModel(sampling_of(item, self.session), item.coil_maps)
+        model = LinearModel(Encoding(sampling_of(item, self.session)), item.coil_maps)
         result = cg_sense(model, item.samples.kspace, self.regularisation, self.iterations, self.tolerance)
         item.image = result.image
         item.history.append(

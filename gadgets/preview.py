@@ -8,7 +8,8 @@ from gadgets.frame import Frame, SeriesImage
 from gadgets.gadget import COIL_MAPS, FRAMES, IMAGE, Gadget, Session
 from gadgets.trajectory_cache import TrajectoryCache, sampling_of
 from recon_core.density import pipe_menon
-from recon_core.operators.sense import SenseModel
+from recon_core.operators.encoding import Encoding
+from recon_core.operators.linear_model import LinearModel
 
 ITERATIONS = 10
 """Of the density compensation: measured spirals gain less than a thousandth of the image from further ones."""
@@ -32,7 +33,7 @@ class Preview(Gadget[Frame]):
     def take(self, item: Frame) -> Iterator[object]:
         """Yields the preview, then the frame, which holds it as its image so far."""
         assert item.coil_maps is not None
-        model = SenseModel(sampling_of(item, self.session), item.coil_maps)
+        model = LinearModel(Encoding(sampling_of(item, self.session)), item.coil_maps)
         item.image = model.adjoint(self._density.of(item) * item.samples.kspace)
         yield SeriesImage("preview", item.image, item, ("Preview: adjoint with density compensation",))
         yield item

@@ -47,7 +47,6 @@ class CartesianSampling:
         self.trajectory = trajectory
         self._axes = tuple(range(-len(self.shape), 0))
         self._points = _flat(grid_index(trajectory, shape), self.shape).flatten()
-        self._multiplicity = torch.bincount(self._points, minlength=math.prod(self.shape)).view(self.shape)
 
     def forward(self, image: Tensor) -> Tensor:
         """From `[..., *shape]` to `[..., shot, sample]`."""
@@ -61,9 +60,17 @@ class CartesianSampling:
         grid.index_add_(-1, self._points, samples)
         return ifft_centred(grid.view(*grid.shape[:-1], *self.shape), self._axes)
 
-    def normal(self, image: Tensor) -> Tensor:
-        """Keeps each grid point as often as it was sampled."""
-        return ifft_centred(self._multiplicity * fft_centred(image, self._axes), self._axes)
+    def transfer_functions(self, weights: Tensor) -> Tensor:
+        """One phase: the weights of each grid point, added up, in the order of the FFT."""
+        grid = weights.new_zeros(len(weights), math.prod(self.shape))
+        grid.index_add_(-1, self._points, weights.flatten(1))
+        in_order: Tensor = torch.fft.ifftshift(grid.view(1, -1, *self.shape), self._axes)
+        return in_order
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held."""
+        return self.trajectory.nbytes + self._points.nbytes
 
 
 def _flat(index: Tensor, shape: Sequence[int]) -> Tensor:

@@ -1,17 +1,16 @@
-"""Sampling anywhere: the non-uniform Fourier transform of torchkbnufft, with a Toeplitz normal operator."""
+"""Sampling anywhere: the non-uniform Fourier transform of torchkbnufft."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from recon_core.operators.toeplitz import apply_toeplitz, toeplitz_kernel
+from recon_core.operators.toeplitz import doubled_grid
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
@@ -51,13 +50,9 @@ class Nufft:
         images = self._plan(kspace.dtype).adjoint(samples.reshape(-1, samples.shape[-1])) * self._scale
         return images.view(*samples.shape[:-1], *self.shape)
 
-    def normal(self, image: Tensor) -> Tensor:
-        """`adjoint(forward(image))` of `[..., *shape]` by FFTs on the doubled grid."""
-        return apply_toeplitz(self._kernel.to(image.dtype.to_real()), image)
-
-    @cached_property
-    def _kernel(self) -> Tensor:
-        return toeplitz_kernel(self)
+    def transfer_functions(self, weights: Tensor) -> Tensor:
+        """Of `adjoint(weights * forward(image))`, for real weights `[product, shot, sample]`: see `Sampling`."""
+        return doubled_grid(self, weights)
 
     def _plan(self, dtype: torch.dtype) -> _Plan:
         if dtype not in self._plans:

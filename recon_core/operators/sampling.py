@@ -32,8 +32,16 @@ class Sampling(Protocol):
     def adjoint(self, kspace: Tensor) -> Tensor:
         """From `[..., shot, sample]` to `[..., *shape]`, without any density compensation."""
 
-    def normal(self, image: Tensor) -> Tensor:
-        """`adjoint(forward(image))` of `[..., *shape]`, without a visit to the samples."""
+    def transfer_functions(self, weights: Tensor) -> Tensor:
+        """Of `adjoint(weights * forward(image))` for real weights `[product, shot, sample]`.
+
+        Returns:
+            Real `[phase, product, *shape]`, as `ToeplitzKernels` takes them.
+        """
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held."""
 
 
 def sampling_operator(trajectory: Tensor, shape: Sequence[int]) -> Sampling:

@@ -1,9 +1,11 @@
-"""Toeplitz embedding: the normal operator of any sampling as a convolution on the doubled grid.
+"""Toeplitz embedding: A^H diag(w) A of any sampling as a convolution, without a visit to the samples.
 
-A^H A depends on the difference of two pixels only. Differences run from -N to N - 1 on each axis: 2^D blocks of the
-size of an image, each of which is one adjoint of phase-shifted samples, so no operator for the doubled grid is needed.
-Feichtinger, Groechenig and Strohmer, Numer Math 69:423 (1995); Fessler et al., IEEE Trans Signal Process 53:3393
-(2005).
+The entries of A^H diag(w) A depend on the difference of two pixels only, so that it is a product in the Fourier domain,
+on the image's own grid when the samples lie on it, on the doubled grid otherwise (Feichtinger, Groechenig and Strohmer,
+Numer Math 69:423, 1995; Fessler et al., IEEE Trans Signal Process 53:3393, 2005).
+
+The doubled grid is never formed. Its even and odd frequencies on each axis are 2^D phases, each of which is a
+transform of the size of the image, of the image times a modulation of half a grid step.
 """
 
 from __future__ import annotations
@@ -12,15 +14,125 @@ import itertools
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from recon_core.operators.memory import Batches, plan_batches
 
 if TYPE_CHECKING:
     from recon_core.operators.sampling import Sampling
 
+_TILE = 4096  # frequencies whose products stay in the cache of a processor
+
+
+class ToeplitzKernels:
+    """K: from images of all time functions to images of all time functions, `sum_l' F^H diag(conj(w_l) w_l') F u_l'`.
+
+    Attributes:
+        values: transfer functions, real `[phase, product, *shape]`, in the order of the FFT: one phase for samples on
+            the grid, 2^D otherwise.
+        mixing: real `[product, term, term]`: the kernel of a pair of terms, by symmetry of half of them, as a sum over
+            products. None where the kernels of different terms vanish, and products are terms.
+    """
+
+    def __init__(self, values: Tensor, mixing: Tensor | None = None) -> None:
+        self.values = values
+        self.mixing = mixing
+        self._terms = values.shape[1] if mixing is None else mixing.shape[1]
+        self._axes = tuple(range(-(values.ndim - 2), 0))
+        self._tile = _TILE if values.device.type == "cpu" else math.prod(values.shape[2:])
+        self._modulations = _modulations(values.shape[0], values.shape[2:], values.dtype, values.device)
+        self._batches: dict[tuple[int, int, torch.dtype], Batches] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held."""
+        tensors = (self.values, self.mixing, self._modulations)
+        return sum(x.nbytes for x in tensors if x is not None)
+
+    def coil_sum(self, terms: Tensor, coil_maps: Tensor) -> Tensor:
+        """`sum_c conj(S_c) K S_c u`: from u `[..., term, *shape]` to the same, coil maps `[..., coil, *shape]`.
+
+        Leading axes broadcast. Coils and images are taken in batches that fit into memory; the result does not depend
+        on them but for rounding.
+
+        Raises:
+            MemoryError: a single coil does not fit.
+        """
+        d = len(self._axes)
+        lead = np.broadcast_shapes(terms.shape[: -d - 1], coil_maps.shape[: -d - 1])
+        images = _flat(terms, lead, d).movedim(1, 0)
+        maps = _flat(coil_maps, lead, d)
+        at_once = self.batches(maps.shape[0], maps.shape[1], terms.dtype)
+        some = zip(torch.split(images, at_once.images, 1), torch.split(maps, at_once.images), strict=True)
+        parts = [self._coil_sum(*pair, at_once.coils) for pair in some]
+        return torch.cat(parts, 1).movedim(0, 1).reshape(*lead, *terms.shape[-d - 1 :])
+
+    def batches(self, images: int, coils: int, dtype: torch.dtype) -> Batches:
+        """How many images and coils `coil_sum` takes at once; decided at the first call with each number.
+
+        Raises:
+            MemoryError: a single coil does not fit.
+        """
+        key = images, coils, dtype
+        if key not in self._batches:
+            terms, pixels = self._terms, math.prod(self.values.shape[2:])
+            one = terms * pixels * dtype.itemsize
+            product = 0 if self.mixing is None else terms**2 * min(pixels, self._tile) * self.values.itemsize
+            self._batches[key] = plan_batches(images, coils, one, product, self.values.device)
+        return self._batches[key]
+
+    def _coil_sum(self, images: Tensor, maps: Tensor, at_once: int) -> Tensor:
+        """Of images `[term, image, *shape]` and maps `[image, coil, *shape]`."""
+        total = torch.zeros_like(images)
+        for phase in range(len(self.values)):
+            modulation = None if self._modulations is None else self._modulations[phase].to(images.dtype)
+            modulated = images if modulation is None else images * modulation
+            here = torch.zeros_like(images)
+            for some in torch.split(maps, at_once, 1):
+                spectra = torch.fft.fftn(modulated[:, :, None] * some, dim=self._axes)
+                convolved = torch.fft.ifftn(self._product(spectra, phase), dim=self._axes)
+                here = here + (convolved * some.conj()).sum(2)
+            total = total + (here if modulation is None else here * modulation.conj())
+        return total / len(self.values)
+
+    def _product(self, spectra: Tensor, phase: int) -> Tensor:
+        """The product over terms at each frequency of `[term, image, coil, *shape]`."""
+        values = self.values[phase].to(spectra.dtype.to_real())
+        if self.mixing is None:
+            return spectra * values[:, None, None]
+        terms, values = len(spectra), values.flatten(1)
+        mixing = self.mixing.to(values).flatten(1)
+        before = spectra.reshape(-1, values.shape[1])  # [term * image * coil, frequency]
+        after = torch.empty_like(before)
+        for start in range(0, values.shape[1], self._tile):
+            here = slice(start, start + self._tile)
+            matrices = (values[:, here].T @ mixing).view(-1, terms, terms)
+            columns = torch.view_as_real(before[:, here].T.contiguous())
+            products = torch.bmm(matrices, columns.view(len(columns), terms, -1))
+            after[:, here] = torch.view_as_complex(products.view_as(columns)).T
+        return after.view_as(spectra)
+
+
+def doubled_grid(sampling: Sampling, weights: Tensor) -> Tensor:
+    """The transfer functions of `A^H diag(w) A` on the doubled grid.
+
+    Args:
+        sampling: A, anywhere between the points of the grid.
+        weights: w, real `[product, shot, sample]`.
+
+    Returns:
+        Real `[2^D, product, *shape]`: the even and odd frequencies of each axis.
+    """
+    return torch.stack([_phases(_transfer_function(sampling, w)) for w in weights], 1)
+
 
 def difference_blocks(sampling: Sampling) -> tuple[list[tuple[slice, ...]], Tensor]:
     """The blocks of the grid of pixel differences.
+
+    Differences run from -N to N - 1 on each axis: 2^D blocks of the size of an image, each of which is one adjoint of
+    phase-shifted samples, so no operator for the doubled grid is needed.
 
     Returns:
         Where each block lies on the grid of differences, `[2 N]` per axis starting at -N; and phases `[block, shot,
@@ -37,24 +149,38 @@ def difference_blocks(sampling: Sampling) -> tuple[list[tuple[slice, ...]], Tens
     return places, torch.stack(phases).to(sampling.trajectory.dtype.to_complex())
 
 
-def toeplitz_kernel(sampling: Sampling) -> Tensor:
-    """The transfer function of A^H A: real, `[2 N]` per axis, in the order of the FFT."""
+def _transfer_function(sampling: Sampling, weights: Tensor) -> Tensor:
+    """Of `A^H diag(w) A` for real w `[shot, sample]`: real, `[2 N]` per axis, in the order of the FFT."""
     places, phases = difference_blocks(sampling)
-    blocks = sampling.adjoint(phases) / math.sqrt(math.prod(sampling.shape))
+    blocks = sampling.adjoint(phases * weights) / math.sqrt(math.prod(sampling.shape))
     spread = blocks.new_empty([2 * n for n in sampling.shape])
     for place, block in zip(places, blocks, strict=True):
         spread[place] = block
-    # A^H A is Hermitian, so what is imaginary comes from the difference -N alone, which no pair of pixels has.
+    # The operator is Hermitian, so what is imaginary comes from the difference -N alone, which no pair of pixels has.
     kernel: Tensor = torch.fft.fftn(torch.fft.ifftshift(spread)).real
-    return kernel.contiguous()
+    return kernel
 
 
-def apply_toeplitz(kernel: Tensor, image: Tensor) -> Tensor:
-    """A^H A of `[..., *shape]`."""
-    axes = tuple(range(-kernel.ndim, 0))
-    sizes = image.shape[-kernel.ndim :]
-    spectrum = torch.fft.fftn(image, s=kernel.shape, dim=axes)
-    result: Tensor = torch.fft.ifftn(spectrum.mul_(kernel), dim=axes)
-    for axis, n in zip(axes, sizes, strict=True):
-        result = result.narrow(axis, 0, n)
-    return result
+def _phases(kernel: Tensor) -> Tensor:
+    """Even and odd frequencies apart: from `[2 N]` per axis to `[2^D, *shape]`."""
+    dimensions = kernel.ndim
+    split = kernel.reshape([n for whole in kernel.shape for n in (whole // 2, 2)])
+    return split.permute(*range(1, 2 * dimensions, 2), *range(0, 2 * dimensions, 2)).flatten(0, dimensions - 1)
+
+
+def _modulations(phases: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    """exp(-pi i p n / N) for each phase p, complex `[phase, *shape]`; None where there is but one phase."""
+    if phases == 1:
+        return None
+    cycles = torch.zeros(1, *shape, dtype=torch.float64, device=device)
+    for axis, n in enumerate(shape):
+        half_step = torch.arange(n, dtype=torch.float64, device=device) / (2 * n)
+        along = half_step.view(-1, *[1] * (len(shape) - axis - 1))
+        cycles = torch.stack([cycles, cycles + along], 1).flatten(0, 1)
+    return torch.exp(-2j * math.pi * cycles).to(dtype.to_complex())
+
+
+def _flat(x: Tensor, lead: tuple[int, ...], dimensions: int) -> Tensor:
+    """Broadcasts the axes before the last `dimensions + 1` to `lead` and makes them one."""
+    inner = x.shape[-dimensions - 1 :]
+    return x.expand(*lead, *inner).reshape(-1, *inner)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from recon_core.operators.sense import SenseModel
+from recon_core.operators.linear_model import LinearModel
 from recon_core.solvers.conjugate_gradient import CgResult, conjugate_gradient
 
 
 def cg_sense(
-    model: SenseModel, kspace: Tensor, regularisation: float, iterations: int, tolerance: float = 0.0
+    model: LinearModel, kspace: Tensor, regularisation: float, iterations: int, tolerance: float = 0.0
 ) -> CgResult:
     """Solves (A^H A + lambda |A^H A|) x = A^H y (Pruessmann et al., Magn Reson Med 46:638, 2001).
 

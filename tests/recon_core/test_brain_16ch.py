@@ -12,8 +12,9 @@ from recon_core.calibration.low_resolution import calibration_kspace
 from recon_core.calibration.noise import whitening_matrix
 from recon_core.calibration.walsh import walsh
 from recon_core.metrics import nrmse
+from recon_core.operators.encoding import Encoding
+from recon_core.operators.linear_model import LinearModel
 from recon_core.operators.sampling import sampling_operator
-from recon_core.operators.sense import SenseModel
 from recon_core.solvers.cg_sense import cg_sense
 
 from analytic import relative
@@ -63,8 +64,8 @@ def test_maps_explain_the_data_as_well_as_the_stored_ones(stored, scan):
 def test_a_third_of_the_lines_give_the_image_of_all(stored, scan):
     kspace, trajectory = scan
     maps = espirit(calibration_kspace(kspace, trajectory, (24, 24)), SHAPE, crop=0.8)
-    whole = SenseModel(sampling_operator(trajectory, SHAPE), maps).adjoint(kspace)
-    model = SenseModel(sampling_operator(trajectory[:, ::3], SHAPE), maps)
+    whole = LinearModel(Encoding(sampling_operator(trajectory, SHAPE)), maps).adjoint(kspace)
+    model = LinearModel(Encoding(sampling_operator(trajectory[:, ::3], SHAPE)), maps)
     result = cg_sense(model, kspace[:, ::3], 1e-3, 30, 1e-4)
     aliased = model.adjoint(kspace[:, ::3])
     assert nrmse(result.image, whole, stored["mask"]) < 0.06

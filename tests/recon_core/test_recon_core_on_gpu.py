@@ -10,8 +10,9 @@ from recon_core.calibration.noise import noise_covariance, whitening_matrix
 from recon_core.calibration.walsh import walsh
 from recon_core.density import pipe_menon
 from recon_core.fourier import fft_centred
+from recon_core.operators.encoding import Encoding
+from recon_core.operators.linear_model import LinearModel
 from recon_core.operators.sampling import sampling_operator
-from recon_core.operators.sense import SenseModel
 from recon_core.solvers.cg_sense import cg_sense
 
 from analytic import complex_noise, grid_trajectory, random_trajectory, relative, ring_of_coils, smooth_head
@@ -35,8 +36,8 @@ def require_same(there, here, accuracy=1e-4):
 def test_sampling_density_and_solver(name):
     trajectory, shape = TRAJECTORIES[name]
     maps, image = complex_noise(3, *shape), complex_noise(*shape, seed=1)
-    here = SenseModel(sampling_operator(trajectory, shape), maps)
-    there = SenseModel(sampling_operator(trajectory.to(DEVICE), shape), maps.to(DEVICE))
+    here = LinearModel(Encoding(sampling_operator(trajectory, shape)), maps)
+    there = LinearModel(Encoding(sampling_operator(trajectory.to(DEVICE), shape)), maps.to(DEVICE))
     kspace = here.forward(image)
     require_same(there.forward(image.to(DEVICE)), kspace)
     require_same(there.adjoint(kspace.to(DEVICE)), here.adjoint(kspace))

@@ -1,0 +1,70 @@
+"""How much is computed at once: decided from an estimate, before anything is allocated."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import psutil
+import torch
+
+HELD = 4
+"""Arrays of the size of a batch that exist at the same time, work space of the FFT included."""
+
+SHARE = 0.5
+"""Of the free memory that one operation may take."""
+
+CACHED = 2**24
+"""Bytes of one such array on a processor: larger ones leave its cache, and were measured to take two to three times as
+long, since the allocator returns their pages to the system after each use."""
+
+
+class Batches(NamedTuple):
+    """What is taken at once, and the memory that this was decided from, in bytes."""
+
+    images: int
+    coils: int
+    needed: int
+    free: int
+
+    def __str__(self) -> str:
+        images = f"{self.images} image{'s' * (self.images > 1)}"
+        coils = f"{self.coils} coil{'s' * (self.coils > 1)}"
+        return f"{images} x {coils} at once, {_mebibytes(self.needed)} of {_mebibytes(self.free)} free"
+
+
+def plan_batches(images: int, coils: int, each: int, fixed: int, device: torch.device) -> Batches:
+    """The largest batches that fit: all coils of some images, or some coils of one image.
+
+    Args:
+        images, coils: how many there are.
+        each: bytes of one array for one coil of one image.
+        fixed: bytes needed besides.
+        device: where.
+
+    Raises:
+        MemoryError: a single coil of a single image does not fit.
+    """
+    free = free_memory(device)
+    fitting = (int(SHARE * free) - fixed) // (HELD * each)
+    if fitting < 1:
+        raise MemoryError(
+            f"one coil of one image needs {_mebibytes(HELD * each + fixed)}, more than {SHARE:.0%} of the "
+            f"{_mebibytes(free)} that are free on {device}"
+        )
+    if device.type == "cpu":
+        fitting = max(1, min(fitting, CACHED // each))
+    coils_at_once = min(coils, fitting)
+    images_at_once = min(images, fitting // coils_at_once) if coils_at_once == coils else 1
+    return Batches(images_at_once, coils_at_once, HELD * each * images_at_once * coils_at_once + fixed, free)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on a device."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    return int(psutil.virtual_memory().available)
+
+
+def _mebibytes(number: int) -> str:
+    return f"{number / 2**20:.0f} MiB"
