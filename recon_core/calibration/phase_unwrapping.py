@@ -16,7 +16,7 @@ Numbers = NDArray[np.int64]
 Reals = NDArray[np.float64]
 
 REACH = 3
-"""Pixels this far apart along an axis are still neighbours: thin gaps, as of bone, are crossed where nothing else leads."""
+"""Pixels this far apart along an axis are neighbours: thin gaps, as of bone, are crossed where nothing else leads."""
 
 
 def unwrapped(phase: Tensor, magnitude: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

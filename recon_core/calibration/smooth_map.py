@@ -9,7 +9,7 @@ from torch.nn.functional import avg_pool1d, interpolate
 from recon_core.solvers.conjugate_gradient import conjugate_gradient
 
 TENSION = 0.05
-"""Of the width: farther than about twenty widths from any signal, the map levels off instead of going on with its slope."""
+"""Of the width: about twenty widths from any signal, the map levels off instead of going on with its slope."""
 
 COARSEST = 8  # pixels along the longest axis of the grid where solving begins
 ITERATIONS, TOLERANCE = 200, 1e-4
@@ -81,11 +81,8 @@ def _halved(x: Tensor) -> Tensor:
     """Means of pairs of pixels along each axis; an odd one at the end stays as it is."""
     for axis in range(x.ndim):
         along = x.movedim(axis, -1)
-        x = (
-            avg_pool1d(along.flatten(0, -2)[None], 2, ceil_mode=True)[0]
-            .unflatten(0, along.shape[:-1])
-            .movedim(-1, axis)
-        )
+        means = avg_pool1d(along.flatten(0, -2)[None], 2, ceil_mode=True)
+        x = means.reshape(*along.shape[:-1], -1).movedim(-1, axis)
     return x
 
 
@@ -93,6 +90,6 @@ def _doubled(x: Tensor, shape: torch.Size) -> Tensor:
     """Linear interpolation from the pixels of `_halved` to those of a grid of this shape."""
     for axis, size in enumerate(shape):
         along = x.movedim(axis, -1)
-        wide = interpolate(along.flatten(0, -2)[None], scale_factor=2, mode="linear")[0, :, :size]
-        x = wide.unflatten(0, along.shape[:-1]).movedim(-1, axis)
+        wide = interpolate(along.flatten(0, -2)[None], scale_factor=2, mode="linear")[..., :size]
+        x = wide.reshape(*along.shape[:-1], size).movedim(-1, axis)
     return x

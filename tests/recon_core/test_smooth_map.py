@@ -41,7 +41,7 @@ def test_it_is_the_minimum_of_the_stated_sum(shape):
 def test_a_wave_shrinks_by_the_transfer_function(factor):
     n, width = 256, 4.0
     k = 2 * math.pi * round(factor / width * n / math.pi / 2) / n
-    y, x = grid(16, n)
+    _, x = grid(16, n)
     wave = torch.cos(k * (x + 0.5))  # even about both ends, as the penalty sees the image
     found = smooth_map(wave, torch.ones_like(wave), width)
     sine = 2 * math.sin(k / 2)
