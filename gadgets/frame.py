@@ -71,6 +71,8 @@ class Frame:
         reference: header of the acquisition closest to the centre of k-space (geometry, counters, time stamps).
         calibration: samples acquired for calibration only, when there are any.
         coil_maps: complex64 `[coil, *space.shape]`, unit root sum of squares over coils where there is signal.
+        field_map: float32 `[*space.shape]`, off-resonance psi in Hz with signal ~ exp(-2 pi i psi t); None where nothing
+            is known of it, which solvers take as none.
         image: complex64 `[*space.shape]`, the best image so far.
         history: what was done, one line each; ends up in the image's ImageProcessingHistory.
     """
@@ -81,6 +83,7 @@ class Frame:
     reference: ismrmrd.AcquisitionHeader
     calibration: Samples | None = None
     coil_maps: Tensor | None = None
+    field_map: Tensor | None = None
     image: Tensor | None = None
     history: list[str] = field(default_factory=list)
 
@@ -92,13 +95,20 @@ class Frame:
         return f"slice {idx.slice}, contrast {idx.contrast}, repetition {idx.repetition}{rare}"
 
     def on(self, device: torch.device) -> Frame:
-        """The same frame with its samples on another device."""
+        """The same frame with its samples and its field map on another device."""
 
         def move(samples: Samples) -> Samples:
             return Samples(samples.kspace.to(device), samples.trajectory.to(device))
 
         calibration = None if self.calibration is None else move(self.calibration)
-        return replace(self, samples=move(self.samples), times=self.times.to(device), calibration=calibration)
+        field_map = None if self.field_map is None else self.field_map.to(device)
+        return replace(
+            self,
+            samples=move(self.samples),
+            times=self.times.to(device),
+            calibration=calibration,
+            field_map=field_map,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +116,8 @@ class SeriesImage:
     """One image that shall leave as part of a series.
 
     Attributes:
-        kind: which series: "image" or "preview".
-        data: complex `[*frame.space.shape]`, on the encoded grid.
+        kind: which series: "image", "preview" or "field_map".
+        data: complex or real `[*frame.space.shape]`, on the encoded grid.
         frame: what it was made from (geometry, counters, history).
     """
 
