@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from recon_core.operators.toeplitz import doubled_grid
+
 
 def complex_noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.complex64) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
@@ -28,6 +30,27 @@ def direct_sum(image: Tensor, trajectory: Tensor) -> Tensor:
         # The last image axis is summed first; samples stand behind it from then on.
         signal = torch.einsum("...ns,ns->...s", signal, wave) if signal.shape[-1] > 1 else signal[..., 0] @ wave
     return signal.reshape(*signal.shape[:-1], *trajectory.shape[1:])
+
+
+class DirectSampling:
+    """A sampling operator (see `recon_core.operators.sampling`) by its definition, exact to rounding in double."""
+
+    def __init__(self, trajectory: Tensor, shape: Sequence[int]) -> None:
+        self.trajectory, self.shape = trajectory.double(), tuple(shape)
+        pixels = torch.eye(math.prod(self.shape), dtype=torch.complex128).view(-1, *self.shape)
+        self.matrix = direct_sum(pixels, self.trajectory).flatten(1)  # [pixel, sample]
+        self.nbytes = self.matrix.nbytes
+
+    def forward(self, image: Tensor) -> Tensor:
+        samples = image.flatten(-len(self.shape)) @ self.matrix
+        return samples.view(*samples.shape[:-1], *self.trajectory.shape[1:])
+
+    def adjoint(self, kspace: Tensor) -> Tensor:
+        image = kspace.flatten(-2) @ self.matrix.mH
+        return image.view(*image.shape[:-1], *self.shape)
+
+    def transfer_functions(self, weights: Tensor) -> Tensor:
+        return doubled_grid(self, weights)
 
 
 def random_trajectory(shape: Sequence[int], shots: int = 3, samples: int = 50, seed: int = 0) -> Tensor:

@@ -74,7 +74,7 @@ class TimeFunctions(ABC):
         return sum(x.nbytes for x in (self.weights, self.products, self.mixing) if x is not None)
 
     def _require_range(self, field_hz: Tensor) -> None:
-        low, high = float(field_hz.min()), float(field_hz.max())
+        low, high = (float(x) for x in field_hz.detach().aminmax())
         if not (low >= self.low_hz - _OUTSIDE and high <= self.high_hz + _OUTSIDE):  # also refuses NaN
             raise ValueError(
                 f"the field map reaches from {low:g} to {high:g} Hz, but the off-resonance model was built for "
@@ -109,8 +109,7 @@ class LowRank(TimeFunctions):
         share = counts.double() / counts.sum()
         self._middle_s = float((unique[0] + unique[-1]) / 2)
         duration = float(unique[-1] - unique[0])
-        # Frequencies u = -1 .. 1; a range of no width still needs a scale.
-        self._half_width_hz = max((high_hz - low_hz) / 2, 1e-3 / max(duration, 1e-9))
+        self._half_width_hz = max((high_hz - low_hz) / 2, _OUTSIDE)  # a range of no width still needs a scale
         nodes = _chebyshev_nodes(math.pi * self._half_width_hz * duration, unique.device)
         angle = 2 * math.pi * self._half_width_hz * (unique - self._middle_s)[:, None] * nodes
         functions, coefficients, self.error = _factorise(angle, share, error)

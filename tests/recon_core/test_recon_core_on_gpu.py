@@ -12,6 +12,7 @@ from recon_core.density import pipe_menon
 from recon_core.fourier import fft_centred
 from recon_core.operators.encoding import Encoding
 from recon_core.operators.linear_model import LinearModel
+from recon_core.operators.off_resonance import LowRank
 from recon_core.operators.sampling import sampling_operator
 from recon_core.solvers.cg_sense import cg_sense
 
@@ -42,8 +43,31 @@ def test_sampling_density_and_solver(name):
     require_same(there.forward(image.to(DEVICE)), kspace)
     require_same(there.adjoint(kspace.to(DEVICE)), here.adjoint(kspace))
     require_same(there.normal(image.to(DEVICE)), here.normal(image))
-    require_same(pipe_menon(there.sampling), pipe_menon(here.sampling), 1e-2)
+    require_same(pipe_menon(there.encoding.sampling), pipe_menon(here.encoding.sampling), 1e-2)
     require_same(cg_sense(there, kspace.to(DEVICE), 0.01, 10).image, cg_sense(here, kspace, 0.01, 10).image, 2e-2)
+
+
+@pytest.mark.parametrize("name", TRAJECTORIES)
+def test_off_resonance(name):
+    trajectory, shape = TRAJECTORIES[name]
+    times = torch.linspace(3e-3, 18e-3, trajectory.shape[2]).expand(trajectory.shape[1:])
+    maps, image = complex_noise(2, 3, *shape), complex_noise(2, *shape, seed=1)
+    field = 200 * torch.rand(2, *shape, generator=torch.Generator().manual_seed(2)) - 100
+
+    def model(device):
+        sampling = sampling_operator(trajectory.to(device), shape)
+        encoding = Encoding(sampling, LowRank(times.to(device), -100, 100))
+        return LinearModel(encoding, maps.to(device), field.to(device))
+
+    here, there = model("cpu"), model(DEVICE)
+    kspace, data = here.forward(image), here.data_images(here.forward(2 * image))
+    require_same(there.forward(image.to(DEVICE)), kspace)
+    require_same(there.adjoint(kspace.to(DEVICE)), here.adjoint(kspace))
+    require_same(there.normal(image.to(DEVICE)), here.normal(image))
+    residual = here.residual_images(image, data)
+    require_same(there.residual_images(image.to(DEVICE), data.to(DEVICE)), residual)
+    slope = there.field_gradient(image.to(DEVICE), residual.to(DEVICE))
+    require_same(slope, here.field_gradient(image, residual))
 
 
 def test_coil_maps():
