@@ -3,7 +3,6 @@ import math
 import pytest
 import torch
 
-from recon_core.operators import nufft
 from recon_core.operators.cartesian import CartesianSampling
 from recon_core.operators.encoding import Encoding
 from recon_core.operators.linear_model import LinearModel
@@ -72,21 +71,6 @@ def test_leading_axes_are_batch_axes(kind):
     torch.testing.assert_close(samples[1, 2], sampling.forward(images[1, 2]))
     torch.testing.assert_close(sampling.adjoint(samples)[1, 2], sampling.adjoint(samples[1, 2]))
     torch.testing.assert_close(normal(sampling, images)[1, 2], normal(sampling, images[1, 2]))
-
-
-@pytest.mark.parametrize("shape", [(15, 22), (6, 8, 7)])
-def test_tables_for_trajectories_whose_matrix_would_be_too_large(shape, monkeypatch):
-    trajectory, images = random_trajectory(shape), complex_noise(2, *shape)
-    monkeypatch.setattr(nufft, "MATRIX_ENTRIES", 0)
-    sampling = Nufft(trajectory, shape)
-    truth = direct_sum(images, trajectory)
-    assert relative(sampling.forward(images) - truth, truth) < 1e-4
-    kspace = complex_noise(2, *trajectory.shape[1:], seed=1)
-    there = torch.vdot(kspace.flatten(), sampling.forward(images).flatten())
-    back = torch.vdot(sampling.adjoint(kspace).flatten(), images.flatten())
-    assert abs(there - back) < 1e-5 * kspace.norm() * images.norm()
-    twice = sampling.adjoint(sampling.forward(images))
-    assert relative(normal(sampling, images) - twice, twice) < 1e-4
 
 
 def test_a_point_at_the_positive_end_of_k_space_is_a_nufft_point():
