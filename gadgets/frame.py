@@ -71,8 +71,8 @@ class Frame:
         reference: header of the acquisition closest to the centre of k-space (geometry, counters, time stamps).
         calibration: samples acquired for calibration only, when there are any.
         coil_maps: complex64 `[coil, *space.shape]`, unit root sum of squares over coils where there is signal.
-        field_map: float32 `[*space.shape]`, off-resonance psi in Hz with signal ~ exp(-2 pi i psi t); None where nothing
-            is known of it, which solvers take as none.
+        field_map: float32 `[*space.shape]`, off-resonance psi in Hz with signal ~ exp(-2 pi i psi t); without one,
+            solvers take the field as even.
         image: complex64 `[*space.shape]`, the best image so far.
         history: what was done, one line each; ends up in the image's ImageProcessingHistory.
     """

@@ -15,6 +15,7 @@ from torch import Tensor
 from gadgets.frame import SeriesImage, Space
 from gadgets.gadget import IMAGE, Gadget, Session
 from gadgets.property import choice, integer, real
+from recon_core.interpolate import interpolated
 from recon_core.resample import resample_centred
 
 # Percent of the pixels of a series' first image that its display window shows unsaturated.
@@ -41,6 +42,7 @@ class Series:
 SERIES = {
     "image": Series(1, "image", "reconstruction"),
     "preview": Series(2, "preview", "quick look at the same data, not for diagnosis"),
+    "field_map": Series(3, "field map", "off-resonance in Hz, signal ~ exp(-2 pi i psi t)", role="Quantitative"),
 }
 
 
@@ -120,8 +122,9 @@ class ImageExport(Gadget[SeriesImage]):
         running = self._running.setdefault(item.kind, Running())
         running.images += 1
 
-        pixel_format = QUANTITATIVE if series.role == "Quantitative" else FORMATS[self.data_type]
-        values = pixel_format.view(to_recon_grid(item)).cpu().numpy()
+        quantitative = series.role == "Quantitative"
+        pixel_format = QUANTITATIVE if quantitative else FORMATS[self.data_type]
+        values = pixel_format.view(to_recon_grid(item, _linear if quantitative else _band_limited)).cpu().numpy()
         running.window = running.window or _window(values)
         low, high = running.window or (0.0, 1.0)
         scale = self._full_scale / (self.headroom * high) if pixel_format.scaled else 1.0
@@ -179,11 +182,11 @@ class ImageExport(Gadget[SeriesImage]):
         }
 
 
-def to_recon_grid(item: SeriesImage) -> Tensor:
+def to_recon_grid(item: SeriesImage, resample: Callable[[Tensor, Space], Tensor]) -> Tensor:
     """The image on the reconstruction grid, values kept.
 
     Returns:
-        Complex `[*recon_matrix]`, without z when the encoding has none.
+        `[*recon_matrix]`, without z when the encoding has none.
 
     Raises:
         ValueError: the data are not finite or not on the encoded grid, or the recon space does not fit into the
@@ -199,10 +202,25 @@ def to_recon_grid(item: SeriesImage) -> Tensor:
         raise ValueError(
             f"{_name(item)}: the encoding is two-dimensional, but its recon matrix is {space.recon_matrix}"
         )
+    return resample(data, space)
+
+
+def _band_limited(data: Tensor, space: Space) -> Tensor:
+    """As k-space says, which is right for images."""
     data = data.to(torch.complex64)
     for axis in range(-data.ndim, 0):
         data = resample_centred(data, axis, space.recon_matrix[axis], _step(space, axis))
     return data
+
+
+def _linear(data: Tensor, space: Space) -> Tensor:
+    """Between neighbours: a map is not periodic over the field of view, and would ring from one edge to the other."""
+    places = [
+        _step(space, axis) * (torch.arange(new, dtype=torch.float64) - new // 2) + data.shape[axis] // 2
+        for axis, new in zip(range(-data.ndim, 0), space.recon_matrix[-data.ndim :], strict=True)
+    ]
+    points = torch.stack(torch.meshgrid(*places, indexing="ij"), dim=-1).to(data.device)
+    return interpolated(data.real.to(torch.float32), points)
 
 
 def _step(space: Space, axis: int) -> float:

@@ -1,0 +1,233 @@
+"""Where the main field is off, and by how much."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gadgets.echoes import EchoKey, announced_echoes
+from gadgets.field_map_file import FieldMapFile, save_slices, stored_at
+from gadgets.frame import Frame, SeriesImage
+from gadgets.gadget import COIL_MAPS, FRAMES, Gadget, Header, Session
+from gadgets.geometry import Affine, affine_of_frame
+from gadgets.property import AUTO, choice, integer, path, real, text
+from gadgets.trajectory import echo_time_of
+from gadgets.trajectory_cache import sampling_of
+from recon_core.calibration.field_map import FieldEstimate, field_from_echoes
+from recon_core.calibration.smooth_map import smooth_map
+from recon_core.operators.encoding import Encoding
+from recon_core.operators.linear_model import LinearModel
+from recon_core.solvers.cg_sense import cg_sense
+
+log = logging.getLogger("spinstream")
+
+ECHOES, NONE = "echoes", "none"
+HZ, RADIANS, PPM = "hz", "rad/s", "ppm"
+DEPENDENCIES = ("fieldmap", "b0")
+
+HELD = 1024
+"""Frames that may wait for the other echoes of their slice."""
+
+ITERATIONS, TOLERANCE = 10, 1e-3
+"""Of the echo images: their common phase matters, not their last detail."""
+
+
+class FieldMap(Gadget[Frame]):
+    """Gives frames a map of the off-resonance psi in Hz, signal ~ exp(-2 pi i psi t), for the solvers behind it.
+
+    With `source` = auto, it is the map of the property `file`, else the one that an earlier session stored for the
+    measurement on which the header says this one depends (measurementDependency of the type fieldmap or b0); it is
+    brought to each frame by its position in the patient. Where there is neither, frames pass unchanged.
+
+    With `source` = echoes, the frames of a slice that differ by contrast are held until all contrasts have come that
+    the header announces. Their map comes from the phase between their echoes (Funai et al., IEEE Trans Med Imaging
+    27:1484, 2008); it leaves as a series of its own, and is stored under the measurementID of the header.
+    """
+
+    takes = Frame
+    needs = frozenset({FRAMES, COIL_MAPS})
+
+    source = choice(
+        AUTO,
+        (AUTO, ECHOES, NONE),
+        "where the map comes from: a file or an earlier measurement if there is one, the echoes of the frames "
+        "themselves, or nowhere",
+    )
+    file = path(
+        None,
+        "a map made elsewhere: .npz with [slice, y, x] over the reconstruction field of view, .nii or .nii.gz, or .h5 "
+        "with a field map series that this program made; slices are found by position, or by number without geometry",
+    )
+    array = text("", "name of the array in an .npz file or of the images in an .h5 file; empty for the one that fits")
+    unit = choice(HZ, (HZ, RADIANS, PPM), "unit of the file; ppm are of the header's proton frequency")
+    field_sign = choice("-", ("-", "+"), "sign s in the file's convention, signal ~ exp(s 2 pi i psi t)")
+    echoes = integer(None, "echoes to make the map from, the first ones; auto takes all", low=2)
+    threshold = real(
+        0.1, "magnitude from which a pixel has signal, relative to the 99th percentile of the image", low=0.0, high=1.0
+    )
+    smoothing = real(
+        1.0,
+        "structures of 2 pi times this width are halved in a map from echoes, finer ones vanish, and the map is "
+        "continued to where there is no signal; 0 leaves it raw, and zero where there is no signal",
+        unit="pixels",
+        low=0.0,
+        high=100.0,
+    )
+
+    def open(self, session: Session) -> None:
+        """Finds the map, or reads from the header which echoes will come.
+
+        Raises:
+            ValueError: there is a file although the map shall come from elsewhere, the file cannot be used, or the
+                header does not announce echoes.
+        """
+        super().open(session)
+        if self.file is not None and self.source != AUTO:
+            raise ValueError(f"the file {self.file.name} is not used with source {self.source}: leave out one of them")
+        self._map = self._found() if self.source == AUTO else None
+        self._outside_told = False
+        self._expected = announced_echoes(session.header)
+        if self.source == ECHOES and self._expected is None:
+            raise ValueError(
+                "a field map from echoes needs a header that announces them, by sequenceParameters.TE or by the "
+                "encodingLimits of contrast; it announces no more than one"
+            )
+        self._waiting: dict[EchoKey, list[Frame]] = {}
+        self._measured: dict[tuple[float, ...], tuple[NDArray[np.float32], Affine]] = {}
+
+    def take(self, item: Frame) -> Iterator[object]:
+        """Yields the frame with its map; from echoes, all frames of a slice behind their map when the last has come."""
+        if self.source == ECHOES:
+            yield from self._collected(item)
+        else:
+            if self._map is not None:
+                self._look_up(item, self._map)
+            yield item
+
+    def finish(self) -> Iterator[object]:
+        """Yields the frames of slices of which echoes are missing, and stores the maps that were made."""
+        for frames in self._waiting.values():
+            yield from self._with_map_of_echoes(frames)
+        if self._measured:
+            self._store()
+
+    def _found(self) -> FieldMapFile | None:
+        if self.file is not None:
+            return FieldMapFile.load(self.file, self.array).scaled(self._to_hz())
+        for measurement in field_map_dependencies(self.session.header):
+            stored = stored_at(self.session.state_folder, measurement)
+            if stored.exists():
+                return FieldMapFile.load(stored).named(f"measurement {measurement}")
+            self.session.tell(f"The field map of {measurement}, on which this measurement depends, is not stored here.")
+        log.debug("FieldMap: no map, frames pass unchanged")
+        return None
+
+    def _to_hz(self) -> float:
+        """What a value of the file is in Hz with our sign."""
+        sign = -1.0 if self.field_sign == "+" else 1.0
+        if self.unit == PPM:
+            return sign * 1e-6 * float(self.session.header.experimentalConditions.H1resonanceFrequency_Hz)
+        return sign / (2 * math.pi) if self.unit == RADIANS else sign
+
+    def _look_up(self, frame: Frame, stored: FieldMapFile) -> None:
+        frame.field_map, outside = stored.at(frame)
+        note = f"FieldMap: from {stored.name}, {_range(frame.field_map)}"
+        if outside:
+            note += f", {outside:.1%} of the voxels lie outside of it"
+            if not self._outside_told:
+                self._outside_told = True
+                self.session.tell(
+                    f"FieldMap: {outside:.1%} of the voxels of {frame.label} lie outside of {stored.name} and get the "
+                    "value of its edge (told once)."
+                )
+        frame.history.append(note)
+
+    def _collected(self, frame: Frame) -> Iterator[object]:
+        key = EchoKey.of(frame)
+        frames = self._waiting.setdefault(key, [])
+        frames.append(frame)
+        if len(frames) == self._expected:
+            yield from self._with_map_of_echoes(self._waiting.pop(key))
+        elif sum(map(len, self._waiting.values())) > HELD:
+            raise ValueError(
+                f"{HELD} frames wait for echoes that do not come: the header announces {self._expected} contrasts, but "
+                f"{key} has {len(frames)}"
+            )
+
+    def _with_map_of_echoes(self, frames: list[Frame]) -> Iterator[object]:
+        """The map of a slice, then its frames in the order in which they came."""
+        used = sorted(frames, key=self._echo_time)[: self.echoes]
+        if len(used) < 2:
+            raise ValueError(f"a field map needs two echoes or more, but all that came is {frames[0].label}")
+        images = torch.stack([self._image(frame, used[0]) for frame in used])
+        times = [self._echo_time(frame) for frame in used]
+        estimate = field_from_echoes(images[:, None], times, self.threshold)
+        field = estimate.field_hz
+        if self.smoothing > 0:
+            field = smooth_map(field, estimate.deviation_hz**-2, self.smoothing)
+        note = f"FieldMap: {self._described(estimate, times)}, {_range(field[estimate.regions > 0])}"
+        log.info("%s: %s", used[0].label, note)
+        for frame in frames:
+            frame.field_map = field
+            frame.history.append(note)
+        self._keep(field, used[0])
+        yield SeriesImage("field_map", field, used[0])
+        yield from frames
+
+    def _echo_time(self, frame: Frame) -> float:
+        time = echo_time_of(self.session.header, frame.reference.idx.contrast)
+        if time is None:
+            raise ValueError(f"the header gives no echo time (sequenceParameters.TE) for {frame.label}")
+        return time
+
+    def _image(self, frame: Frame, first: Frame) -> Tensor:
+        """The image of an echo, with the coil maps of the first, so that only the echo's own phase is in it."""
+        assert first.coil_maps is not None
+        model = LinearModel(Encoding(sampling_of(frame, self.session)), first.coil_maps)
+        return cg_sense(model, frame.samples.kspace, 0.0, ITERATIONS, TOLERANCE).image
+
+    def _described(self, estimate: FieldEstimate, times: list[float]) -> str:
+        listed = ", ".join(f"{time * 1e3:g}" for time in times)
+        signal = (estimate.regions > 0).double().mean().item()
+        smoothed = f"smoothed over {self.smoothing:g} pixels" if self.smoothing > 0 else "not smoothed"
+        words = f"from echoes at {listed} ms, {signal:.0%} of the pixels have signal, {smoothed}"
+        if not estimate.resolved:
+            alias = 1 / min(after - before for before, after in pairwise(times))
+            words += f", multiples of {alias:.4g} Hz left open and taken nearest to 0"
+        return words
+
+    def _keep(self, field: Tensor, frame: Frame) -> None:
+        """For later measurements; of repetitions, the last."""
+        affine = affine_of_frame(frame)
+        place = tuple(np.rint(affine * 100).ravel().tolist())
+        self._measured[place] = field.cpu().numpy(), affine
+
+    def _store(self) -> None:
+        information = self.session.header.measurementInformation
+        if not information or not information.measurementID:
+            return
+        try:
+            save_slices(stored_at(self.session.state_folder, information.measurementID), [*self._measured.values()])
+        except (OSError, ValueError) as error:
+            self.session.tell(f"The field map could not be stored for later measurements: {error}")
+
+
+def field_map_dependencies(header: Header) -> list[str]:
+    """The measurementIDs of the field maps on which a measurement depends."""
+    information = header.measurementInformation
+    dependencies = information.measurementDependency if information else []
+    return [d.measurementID for d in dependencies if d.dependencyType.lower() in DEPENDENCIES]
+
+
+def _range(field: Tensor) -> str:
+    if not field.numel():
+        return "no signal"
+    low, middle, high = np.percentile(field.cpu().numpy(), [1, 50, 99])
+    return f"{low:.1f}, {middle:.1f} and {high:.1f} Hz at the percentiles 1, 50 and 99"
