@@ -17,11 +17,15 @@ import ismrmrd
 import torch
 
 from gadgets.property import Property
+from recon_core.cache import ContentCache
 
 ItemT = TypeVar("ItemT")
 Header: TypeAlias = ismrmrd.xsd.ismrmrdHeader
 
 log = logging.getLogger("spinstream")
+
+CACHE_BYTES = 2**28
+"""Of a session that belongs to no site."""
 
 
 @dataclass
@@ -36,7 +40,7 @@ class Session:
         state_folder: what outlives a session, such as noise covariances by measurement.
         tell: says something to the person at the client (and to the log).
         history: what was decided for the whole session, one line each; ends up in the history of every frame.
-        shared: what gadgets build once for all of them, by name.
+        cache: of what is costly to build, by content; outlives the session where its site keeps one.
     """
 
     header: Header
@@ -45,7 +49,7 @@ class Session:
     state_folder: Path = Path("state")
     tell: Callable[[str], None] = log.info
     history: list[str] = field(default_factory=list)
-    shared: dict[str, Any] = field(default_factory=dict)
+    cache: ContentCache = field(default_factory=lambda: ContentCache(CACHE_BYTES))
 
     def __post_init__(self) -> None:
         self.generator = torch.Generator(device=self.device).manual_seed(self.seed)

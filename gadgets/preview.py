@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gadgets.frame import Frame, SeriesImage
-from gadgets.gadget import COIL_MAPS, FRAMES, IMAGE, Gadget, Session
-from gadgets.trajectory_cache import TrajectoryCache, sampling_of
+from gadgets.gadget import COIL_MAPS, FRAMES, IMAGE, Gadget
+from gadgets.trajectory_cache import encoding_of
+from recon_core.cache import content_key
 from recon_core.density import pipe_menon
-from recon_core.operators.encoding import Encoding
 from recon_core.operators.linear_model import LinearModel
 
 ITERATIONS = 10
@@ -25,15 +25,12 @@ class Preview(Gadget[Frame]):
     needs = frozenset({FRAMES, COIL_MAPS})
     adds = frozenset({IMAGE})
 
-    def open(self, session: Session) -> None:
-        """Forgets the trajectories of any earlier session."""
-        super().open(session)
-        self._density = TrajectoryCache(lambda frame: pipe_menon(sampling_of(frame, session), ITERATIONS))
-
     def take(self, item: Frame) -> Iterator[object]:
         """Yields the preview, then the frame, which holds it as its image so far."""
         assert item.coil_maps is not None
-        model = LinearModel(Encoding(sampling_of(item, self.session)), item.coil_maps)
-        item.image = model.adjoint(self._density.of(item) * item.samples.kspace)
+        encoding = encoding_of(item, self.session)
+        key = content_key("density", item.samples.trajectory, item.space.shape, ITERATIONS)
+        weights = self.session.cache.get(key, lambda: pipe_menon(encoding.sampling, ITERATIONS))
+        item.image = LinearModel(encoding, item.coil_maps).adjoint(weights * item.samples.kspace)
         yield SeriesImage("preview", item.image, item, ("Preview: adjoint with density compensation",))
         yield item

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import ismrmrd
 import platformdirs
+import psutil
 import torch
 
 from gadgets.gadget import Header, Session
@@ -17,8 +18,20 @@ from pipelines.definition import DEFINITIONS, Definition
 from pipelines.errors import PipelineError, SpinstreamError
 from pipelines.registry import Registry, installed_gadgets
 from pipelines.safe_xml import XmlError, parse_xml
+from recon_core.cache import ContentCache
 
 log = logging.getLogger("spinstream")
+
+CACHE_SHARE = 0.125
+"""Of the memory of the machine, or of its CUDA device where that is less: room for some hundred two-dimensional
+trajectories on a laptop, and small beside what a reconstruction needs."""
+
+
+def _cache() -> ContentCache:
+    memories = [psutil.virtual_memory().total]
+    if torch.cuda.is_available():
+        memories.append(torch.cuda.get_device_properties(0).total_memory)
+    return ContentCache(int(CACHE_SHARE * min(memories)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +44,7 @@ class Site:
         state_folder: keeps what outlives a session, such as noise covariances.
         definitions: folders with pipeline definitions; a later folder wins.
         registry: the gadgets that pipelines may name.
+        cache: of what sessions build for trajectories, by content.
     """
 
     device: str = "auto"
@@ -38,6 +52,7 @@ class Site:
     state_folder: Path = field(default_factory=lambda: platformdirs.user_state_path("spinstream"))
     definitions: tuple[Path, ...] = (DEFINITIONS,)
     registry: Registry = field(default_factory=installed_gadgets)
+    cache: ContentCache = field(default_factory=_cache, compare=False)
 
     def torch_device(self) -> torch.device:
         """The device to compute on.
@@ -71,6 +86,7 @@ def open_chain(definition: Definition, header: Header, site: Site, tell: Callabl
         seed=site.seed,
         state_folder=site.state_folder,
         tell=tell,
+        cache=site.cache,
     )
     log.info("pipeline %s on %s, seed %d", definition.name, session.device, session.seed)
     return Chain(gadgets, session, definition.outputs)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from gadgets import preview, trajectory_cache
 from gadgets.frame import SeriesImage
 from gadgets.preview import Preview
-from gadgets.trajectory_cache import REMEMBERED, TrajectoryCache, sampling_of
+from gadgets.trajectory_cache import encoding_of
+from recon_core.cache import ContentCache
 
-from phantom_scan import Phantom, cartesian, error, spokes
+from phantom_scan import SPACE, Phantom, cartesian, error, spokes
 from scans import header, run, session
 
 
@@ -23,12 +27,12 @@ def previewed(*frames):
 )
 def test_it_shows_the_image_in_its_scale(trajectory, limit):
     phantom = Phantom.scanned(trajectory)
-    preview, frame = previewed(phantom.frame(with_maps=True))
-    assert isinstance(preview, SeriesImage)
-    assert preview.kind == "preview"
-    assert preview.frame is frame
-    assert error(preview.data, phantom.image) < limit
-    assert frame.image is preview.data
+    image, frame = previewed(phantom.frame(with_maps=True))
+    assert isinstance(image, SeriesImage)
+    assert image.kind == "preview"
+    assert image.frame is frame
+    assert error(image.data, phantom.image) < limit
+    assert frame.image is image.data
 
 
 def test_the_preview_leaves_before_the_frame_goes_on():
@@ -39,37 +43,33 @@ def test_the_preview_leaves_before_the_frame_goes_on():
 
 
 def test_no_signal_gives_an_empty_image():
-    preview, _ = previewed(Phantom.scanned(spokes(10), image=np.zeros((48, 48))).frame(with_maps=True))
-    assert not preview.data.any()
+    image, _ = previewed(Phantom.scanned(spokes(10), image=np.zeros((48, 48))).frame(with_maps=True))
+    assert not image.data.any()
 
 
 def test_frames_of_one_trajectory_share_what_was_built_and_no_others_do():
-    built = []
-    cache = TrajectoryCache(lambda frame: built.append(frame) or len(built))
-    first, again = (Phantom.scanned(spokes(6)).frame() for _ in range(2))
-    turned = Phantom.scanned(spokes(6) + 1e-3).frame()
-    assert [cache.of(frame) for frame in (first, again, turned, first)] == [1, 1, 2, 1]
-    reshaped = Phantom.scanned(spokes(6).reshape(3, -1, 2)).frame()
-    assert cache.of(reshaped) == 3
+    opened = session(header())
+    first, again = (encoding_of(Phantom.scanned(spokes(6)).frame(), opened) for _ in range(2))
+    assert first is again
+    turned = encoding_of(Phantom.scanned(spokes(6) + 1e-3).frame(), opened)
+    reshaped = encoding_of(Phantom.scanned(spokes(6).reshape(3, -1, 2)).frame(), opened)
+    regridded = replace(Phantom.scanned(spokes(6)).frame(), space=replace(SPACE, encoded_matrix=(1, 50, 48)))
+    assert len({id(e) for e in (first, turned, reshaped, encoding_of(regridded, opened))}) == 4
 
 
-def test_the_trajectories_that_were_used_last_are_remembered():
-    built = []
-    cache = TrajectoryCache(lambda frame: built.append(frame))
-    frames = [Phantom.scanned(spokes(2) * scale).frame() for scale in np.linspace(0.5, 1, REMEMBERED + 1)]
-    for frame in [*frames[:-1], frames[0], frames[-1], frames[0]]:
-        cache.of(frame)
-    assert len(built) == REMEMBERED + 1
-    assert len(cache._built) == REMEMBERED
-    cache.of(frames[1])
-    assert len(built) == REMEMBERED + 2
+def test_a_second_session_builds_nothing_for_a_trajectory_that_the_first_had(monkeypatch):
+    frames = [Phantom.scanned(spokes(20)).frame(with_maps=True) for _ in range(2)]
+    cache = ContentCache(2**28)
+    first, _ = run([Preview()], frames[:1], session(header(), cache=cache))
+    monkeypatch.setattr(preview, "pipe_menon", None)
+    monkeypatch.setattr(trajectory_cache, "sampling_operator", None)
+    second, _ = run([Preview()], frames[1:], session(header(), cache=cache))
+    torch.testing.assert_close(first.data, second.data, rtol=0, atol=0)
 
 
-def test_gadgets_of_a_session_share_the_sampling_operator():
-    opened, other = session(header()), session(header())
+def test_sessions_without_a_common_cache_share_nothing():
     frame = Phantom.scanned(spokes(6)).frame()
-    assert sampling_of(frame, opened) is sampling_of(frame, opened)
-    assert sampling_of(frame, opened) is not sampling_of(frame, other)
+    assert encoding_of(frame, session(header())) is not encoding_of(frame, session(header()))
 
 
 def test_the_samples_stay_as_they_are():
