@@ -36,14 +36,18 @@ class _Correlation:
     """The product of psi with weights, at the cost of a few forward and adjoint operations.
 
     |a_i^H a_j|^2 is the Fejer kernel: the transform of the number of pairs of pixels at each difference, which
-    is N - |d| on each axis.
+    is N - |d| on each axis. Weights are real and so is what becomes of them: differences d and -d contribute equally,
+    and the half with d >= 0 on the first axis is enough.
     """
 
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
-        places, self._phases = difference_blocks(sampling)
+        places, phases = difference_blocks(sampling)
         pairs = _pairs(sampling)
-        self._pairs = torch.stack([pairs[place] for place in places])
+        halves = [block for block, place in enumerate(places) if place[0].start > 0]
+        self._phases = phases[halves]
+        self._pairs = 2 * torch.stack([pairs[places[block]] for block in halves])
+        self._pairs[:, 0] /= 2  # d = 0 on the first axis holds both d and -d of the other axes
 
     def __call__(self, weights: Tensor) -> Tensor:
         spread = self._pairs * self._sampling.adjoint(self._phases * weights)
