@@ -1,0 +1,57 @@
+"""What the sessions of one site share."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import ismrmrd
+import psutil
+
+from gadgets.gadget import ACQUISITIONS, Gadget
+from gadgets.trajectory_cache import encoding_of
+from pipelines.definition import parse_definition
+from pipelines.session import open_chain, read_header
+from recon_core.cache import ContentCache
+
+from mrd_items import HEADER_XML, acquisition, configuration
+from phantom_scan import Phantom, spokes
+
+
+def encoding_in_a_session(site):
+    """What a gadget gets for a trajectory that is made anew each time."""
+    encodings = []
+
+    class Encodes(Gadget[ismrmrd.Acquisition]):
+        takes = ismrmrd.Acquisition
+        needs = removes = frozenset({ACQUISITIONS})
+
+        def take(self, item):
+            encodings.append(encoding_of(Phantom.scanned(spokes(6)).frame(), self.session))
+            return iter(())
+
+    definition = parse_definition(configuration("Encodes").encode(), "encodes", local=True)
+    chain = open_chain(definition, read_header(HEADER_XML), replace(site, registry={"Encodes": Encodes}), print)
+    list(chain.run([acquisition()]))
+    (encoding,) = encodings
+    return encoding
+
+
+def test_sessions_share_what_was_built_for_a_trajectory(site):
+    first = encoding_in_a_session(site)
+    assert encoding_in_a_session(site) is first
+
+
+def test_so_do_sessions_at_the_same_time(site):
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(encoding_in_a_session, [site] * 4)
+    assert all(other is first for other in others)
+
+
+def test_sites_share_nothing(site):
+    first = encoding_in_a_session(site)
+    assert encoding_in_a_session(replace(site, cache=ContentCache(2**20))) is not first
+
+
+def test_the_cache_leaves_most_of_the_memory_to_others(site):
+    assert 0 < site.cache.limit_bytes <= psutil.virtual_memory().total / 8
