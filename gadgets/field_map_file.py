@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -29,6 +28,17 @@ from recon_core.interpolate import interpolated
 
 DEFAULT_ARRAY, AFFINES = "field_map_hz", "affine_lps"
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+UNREADABLE = (
+    OSError,
+    EOFError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    BadZipFile,
+    zlib.error,
+    ImageFileError,
+)
 EDGE = 0.5
 """Voxels beyond the centre of the last one that still belong to it."""
 
@@ -79,7 +89,7 @@ class FieldMapFile:
             raise ValueError(f"expected a field map in a file that ends in {', '.join(READERS)}, got {path.name}")
         try:
             volumes = read(path, array)
-        except (OSError, EOFError, LookupError, TypeError, ValueError, BadZipFile, zlib.error, ImageFileError) as error:
+        except UNREADABLE as error:
             raise ValueError(f"cannot read the field map {path.name}: {error}") from error
         if not any(np.isfinite(volume.values).any() for volume in volumes):
             raise ValueError(f"the field map {path.name} holds no finite value")
@@ -188,24 +198,38 @@ def _volumes_of_nifti(path: Path, array: str) -> list[FieldVolume]:
 
 def _volumes_of_mrd(path: Path, array: str) -> list[FieldVolume]:
     with h5py.File(path, "r") as file:
-        names = [name for name in file.get("dataset", {}) if "header" in (file["dataset"][name])]
-    with closing(ismrmrd.Dataset(str(path), "dataset", False)) as dataset:
-        groups = {name: dataset.read_image(name, 0) for name in names}
-        fitting = [name for name, first in groups.items() if name == array or (not array and _is_field_map(first))]
+        held = file.get("dataset", {})
+        groups = {name: group for name, group in held.items() if isinstance(group, h5py.Group)}
+        series = {name: group for name, group in groups.items() if {"header", "attributes", "data"} <= {*group}}
+        fitting = [name for name in series if name == array or (not array and _is_field_map(series[name]))]
         if len(fitting) != 1:
-            listed = ", ".join(f"{name} ({first.meta.get('SeriesDescription', '')})" for name, first in groups.items())
+            listed = ", ".join(f"{name} ({_described(group)})" for name, group in series.items()) or "no images"
             raise ValueError(
-                f"expected one series {array or 'of field maps'}, got {len(fitting)} among {listed or 'no images'}; "
-                "name it with the property array"
+                f"expected one series {array or 'of field maps'}, got {len(fitting)} among {listed}; name it with the "
+                "property array"
             )
-        images = [dataset.read_image(fitting[0], i) for i in range(dataset.number_of_images(fitting[0]))]
-    if any(np.iscomplexobj(image.data) or len(image.data) != 1 for image in images):
-        raise ValueError(f"expected real images of one channel in {fitting[0]}")
-    return _stacked((image.data[0].astype(np.float32), affine_of_image(image.getHead())) for image in images)
+        return _stacked(_slices_of(series[fitting[0]]))
 
 
-def _is_field_map(image: ismrmrd.Image) -> bool:
-    return bool(image.meta.get("SequenceDescriptionAdditional") == SERIES["field_map"].description)
+def _slices_of(group: h5py.Group) -> Iterator[tuple[NDArray[np.float32], Affine]]:
+    data = group["data"]
+    if data.dtype.kind != "f" or data.ndim != 5 or data.shape[1] != 1:
+        raise ValueError(f"expected real images [1, z, y, x] in {group.name}, got {data.dtype} {list(data.shape[1:])}")
+    for number in range(len(data)):
+        yield np.asarray(data[number, 0], np.float32), affine_of_image(_image(group, number).getHead())
+
+
+def _image(group: h5py.Group, number: int = 0) -> ismrmrd.Image:
+    """One of the images without its pixels."""
+    return ismrmrd.Image(group["header"][number], group["attributes"][number])
+
+
+def _described(group: h5py.Group) -> str:
+    return str(_image(group).meta.get("SequenceDescriptionAdditional", ""))
+
+
+def _is_field_map(group: h5py.Group) -> bool:
+    return _described(group) == SERIES["field_map"].description
 
 
 def _stacked(slices: Iterable[tuple[NDArray[np.float32], Affine]]) -> list[FieldVolume]:

@@ -170,6 +170,18 @@ def test_a_quantitative_series_is_one_line_in_the_table(monkeypatch):
     assert low == pytest.approx(float(data.min()), rel=0.05)
 
 
+def test_a_map_that_is_not_periodic_does_not_ring():
+    """A ramp comes to the finer and smaller recon grid as itself, with the voxel N // 2 in its place."""
+    space = Space((1, 8, 16), (5.0, 160.0, 320.0), (1, 12, 21), (5.0, 120.0, 210.0))
+
+    def ramp(ny, nx, step):
+        y, x = torch.meshgrid(torch.arange(ny) - ny // 2, torch.arange(nx) - nx // 2, indexing="ij")
+        return step * (3.0 * x - 7.0 * y)
+
+    image = export(opened(), series_image(ramp(8, 16, 20.0), space, kind="field_map"))
+    np.testing.assert_allclose(image.data[0, 0], ramp(12, 21, 10.0), atol=1e-3)
+
+
 # Header and meta.
 
 

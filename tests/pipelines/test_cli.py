@@ -78,7 +78,8 @@ def test_an_unknown_gadget_gets_the_nearest():
 def test_pipelines_are_exported(tmp_path):
     status, output = run("pipelines", "--export", tmp_path / "config")
     assert status == 0
-    assert sorted(path.name for path in (tmp_path / "config").iterdir()) == ["cg_sense.xml", "field_map.xml", "preview.xml"]
+    exported = sorted(path.name for path in (tmp_path / "config").iterdir())
+    assert exported == ["cg_sense.xml", "field_map.xml", "preview.xml"]
     assert "cg_sense" in output
 
 

@@ -1,0 +1,296 @@
+"""Field maps of frames: from their echoes, and from what an earlier session stored."""
+
+from __future__ import annotations
+
+import copy
+
+import ismrmrd
+import numpy as np
+import pytest
+import torch
+
+from gadgets import field_map
+from gadgets.coil_compression import CoilCompression
+from gadgets.coil_maps import CoilMaps
+from gadgets.field_map import FieldMap
+from gadgets.field_map_file import stored_at
+from gadgets.frame import Frame, SeriesImage
+from gadgets.frame_assembly import FrameAssembly
+from gadgets.image_export import ImageExport
+from gadgets.trajectory import Trajectory
+
+from phantom_scan import SIZE, SPACE, Phantom, X, Y, cartesian, head, signal, spokes
+from scans import header, run, session, te
+
+TIMES = (4.0, 9.0, 15.0)
+FIELD = 90 * X - 70 * Y + 200 * np.exp(-((X - 0.1) ** 2 + Y**2) / 0.02)
+BRIGHT = np.abs(head()) > 0.3
+ENCODING = {"matrix": (SIZE, SIZE, 1), "fov": (240, 240, 5)}
+
+
+def phantom(time_ms, field=FIELD, trajectory=None, **more) -> Phantom:
+    image = head() * np.exp(-2j * np.pi * field * time_ms * 1e-3)
+    return Phantom.scanned(cartesian() if trajectory is None else trajectory, image=image, **more)
+
+
+def frames(times=TIMES, reference=None, **more) -> list[Frame]:
+    """Echoes of one slice."""
+    result = []
+    for contrast, time in enumerate(times):
+        frame = phantom(time, **more).frame(with_maps=True)
+        frame.reference = copy.copy(reference or ismrmrd.AcquisitionHeader())
+        frame.reference.idx.contrast = contrast
+        result.append(frame)
+    return result
+
+
+def of_slice(number, repetition=0) -> ismrmrd.AcquisitionHeader:
+    reference = ismrmrd.AcquisitionHeader()
+    reference.idx.slice, reference.idx.repetition = number, repetition
+    reference.position = (10.0, 20.0, 7.0 * number)
+    reference.read_dir, reference.phase_dir, reference.slice_dir = (0, 1, 0), (-1, 0, 0), (0, 0, 1)
+    return reference
+
+
+def head_of(own="", depends=(), times=TIMES, kind="fieldmap"):
+    """A header of echoes with a measurementID, and measurements on which it depends."""
+    parts = f"<measurementID>{own}</measurementID>" if own else ""
+    parts += "<patientPosition>HFS</patientPosition>" + "".join(
+        f"<measurementDependency><dependencyType>{kind}</dependencyType><measurementID>{name}</measurementID>"
+        "</measurementDependency>"
+        for name in depends
+    )
+    before = f"<measurementInformation>{parts}</measurementInformation>"
+    return header(before=before, after=te(*times), **ENCODING)
+
+
+def mapped(items, opened=None, **properties):
+    return run([FieldMap(**{"source": "echoes", **properties})], items, opened or session(head_of()))
+
+
+def misfit(field, truth=FIELD, where=BRIGHT) -> float:
+    return float(np.sqrt(np.mean((np.asarray(field) - truth)[where] ** 2)))
+
+
+# From echoes
+@pytest.mark.parametrize(
+    ("trajectory", "limit"),
+    [(cartesian(), 0.02), (cartesian(range(0, SIZE, 2)), 1.0), (spokes(), 2.0)],
+    ids=["cartesian", "every second line", "radial"],
+)
+def test_the_field_comes_from_the_echoes_with_its_sign(trajectory, limit):
+    result, *after = mapped(frames(trajectory=trajectory), smoothing=0.0)
+    assert isinstance(result, SeriesImage)
+    assert result.kind == "field_map"
+    assert misfit(result.data) < limit
+    assert misfit(-result.data) > 20
+    assert len(after) == 3
+    assert all(frame.field_map is result.data for frame in after)
+
+
+def test_smoothing_halves_the_noise_and_continues_the_map():
+    noisy = frames(noise=0.1)
+    raw, *_ = mapped(noisy, smoothing=0.0)
+    smooth, *_ = mapped(noisy)
+    assert misfit(smooth.data) < 0.5 * misfit(raw.data)
+    around = (np.abs(head()) < 0.05) & (np.hypot(X / 0.34, Y / 0.4) < 1.25)
+    assert not raw.data[np.abs(head()) < 1e-3].any()
+    assert misfit(smooth.data, where=around) < 15
+
+
+def test_frames_wait_for_their_echoes_and_leave_in_order():
+    slices = [frames(reference=of_slice(number), times=TIMES) for number in range(2)]
+    arrived = [echo for echoes in zip(*slices, strict=True) for echo in echoes]
+    gadget = FieldMap(source="echoes")
+    gadget.open(session(head_of()))
+    left = [list(gadget.take(frame)) for frame in arrived]
+    assert [len(items) for items in left] == [0, 0, 0, 0, 4, 4]
+    for items, own in zip(left[4:], slices, strict=True):
+        assert items[0].frame is own[0]
+        assert all(a is b for a, b in zip(items[1:], own, strict=True))
+
+
+def test_repetitions_have_maps_of_their_own():
+    again = frames(reference=of_slice(0, 1), field=FIELD + 30)
+    first, *_, second, _, _, _ = mapped([*frames(reference=of_slice(0)), *again])
+    assert misfit(second.data - first.data, 30 + 0 * FIELD) < 0.5
+
+
+def test_the_first_echoes_may_be_enough():
+    result, *after = mapped(frames(), echoes=2, smoothing=0.0)
+    assert misfit(result.data) < 0.02
+    assert len(after) == 3
+    assert "from echoes at 4, 9 ms" in after[2].history[-1]
+    assert "multiples of 200 Hz left open" in after[2].history[-1]
+
+
+def test_the_history_says_how_the_map_was_made():
+    result, *after = mapped(frames())
+    for frame in after:
+        assert len(frame.history) == 1
+        assert frame.history[0].startswith("FieldMap: from echoes at 4, 9, 15 ms, ")
+        assert "smoothed over 1 pixels" in frame.history[0]
+        assert "left open" not in frame.history[0]
+    low, middle, high = np.percentile(result.data[BRIGHT], [1, 50, 99])
+    stated = [float(word) for word in after[0].history[0].replace(",", "").split() if "." in word][-3:]
+    np.testing.assert_allclose(stated, [low, middle, high], atol=15)
+
+
+def test_two_of_three_echoes_at_the_end_make_a_map():
+    result, *after = mapped(frames()[:2])
+    assert misfit(result.data) < 3
+    assert len(after) == 2
+
+
+def test_no_signal_gives_an_empty_map():
+    empty = frames()
+    for frame in empty:
+        frame.samples.kspace.zero_()
+    result, *_ = mapped(empty)
+    assert not result.data.any()
+    assert empty[0].history[-1].endswith("no signal")
+
+
+def test_one_echo_is_refused():
+    with pytest.raises(ValueError, match="two echoes or more, but all that came is slice 0, contrast 0, repetition 0"):
+        mapped(frames()[:1])
+
+
+def test_a_header_without_echoes_is_refused():
+    with pytest.raises(ValueError, match="needs a header that announces them"):
+        mapped([], session(head_of(times=(4.0,))))
+
+
+def test_contrasts_without_an_echo_time_are_refused():
+    limits = {"kspace_encoding_step_1": (0, SIZE - 1, SIZE // 2), "contrast": (0, 2, 0)}
+    with pytest.raises(ValueError, match=r"no echo time \(sequenceParameters.TE\) for slice 0, contrast 1"):
+        mapped(frames(), session(header(after=te(4.0), limits=limits, **ENCODING)))
+
+
+def test_only_so_many_frames_wait(monkeypatch):
+    monkeypatch.setattr(field_map, "HELD", 3)
+    first_echoes = [frames(reference=of_slice(number))[0] for number in range(4)]
+    with pytest.raises(ValueError, match="3 frames wait for echoes that do not come: the header announces 3 contrasts"):
+        mapped(first_echoes)
+
+
+# In a chain
+def lines(field=FIELD, coils=6):
+    """Of three contrasts, one after the other."""
+    result = []
+    for contrast, time in enumerate(TIMES):
+        last = len(result)
+        scan = phantom(time, field, number=coils)
+        result += scan.lines(counters={"contrast": contrast}, position=(1, 2, 3), read_dir=(1, 0, 0))
+        for item in result[last:]:
+            item.phase_dir, item.slice_dir = (0, 1, 0), (0, 0, 1)
+    return result
+
+
+def chain(*more):
+    return [Trajectory(), FrameAssembly(), CoilCompression(), CoilMaps(), *more]
+
+
+def test_the_echoes_share_virtual_coils_and_maps():
+    made = run(chain(), lines(), session(head_of()))
+    assert [frame.reference.idx.contrast for frame in made] == [0, 1, 2]
+    assert all(frame.coil_maps is made[0].coil_maps for frame in made)
+    assert made[0].history[-1].startswith("CoilMaps: ESPIRiT")
+    assert made[2].history[-1] == "CoilMaps: those of contrast 0"
+    assert made[0].history[-2].endswith("of the energy")
+    assert made[2].history[-2].endswith("of the energy, as for contrast 0")
+
+
+def test_a_second_session_begins_anew():
+    gadgets = chain()
+    first = run(gadgets, lines(), session(head_of()))
+    second = run(gadgets, lines(), session(head_of()))
+    assert second[0].coil_maps is not first[0].coil_maps
+
+
+def test_the_map_leaves_as_a_quantitative_series():
+    image = run([*chain(FieldMap(source="echoes", smoothing=0.0)), ImageExport()], lines(), session(head_of()))[0]
+    assert isinstance(image, ismrmrd.Image)
+    assert (image.image_series_index, image.image_type, image.data.dtype) == (3, ismrmrd.IMTYPE_REAL, np.float32)
+    assert image.meta["DataRole"] == "Quantitative"
+    assert any(line.startswith("FieldMap: from echoes") for line in image.meta["ImageProcessingHistory"])
+    assert misfit(image.data[0, 0]) < 0.5
+
+
+# From an earlier measurement
+def stored(tmp_path, **more):
+    """Runs a session that measures the field of slices 0 and 1."""
+    items = [echo for number in range(2) for echo in frames(reference=of_slice(number), field=FIELD + 20 * number)]
+    return mapped(items, session(head_of("b0 scan"), state_folder=tmp_path), **more)
+
+
+@pytest.mark.parametrize("kind", ["fieldmap", "B0", "FieldMap"])
+def test_a_stored_map_serves_the_measurements_that_depend_on_it(tmp_path, kind):
+    measured = [item for item in stored(tmp_path) if isinstance(item, SeriesImage)]
+    later = session(head_of("image", ["b0 scan"], times=(4.0,), kind=kind), state_folder=tmp_path)
+    frame = frames(reference=of_slice(1))[0]
+    frame.reference.idx.slice = 0  # only its position says which slice it is
+    (result,) = run([FieldMap()], [frame], later)
+    assert result is frame
+    torch.testing.assert_close(frame.field_map, measured[1].data, atol=1e-3, rtol=0)
+    assert frame.history[0].startswith("FieldMap: from measurement b0 scan, ")
+    assert not later.tell
+
+
+def test_nothing_is_left_beside_a_stored_map(tmp_path):
+    for _ in range(2):
+        stored(tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [stored_at(tmp_path, "b0 scan")]
+
+
+def test_the_last_repetition_is_what_is_stored(tmp_path):
+    items = [*frames(reference=of_slice(0)), *frames(reference=of_slice(0, 1), field=FIELD + 25)]
+    mapped(items, session(head_of("b0 scan"), state_folder=tmp_path), smoothing=0.0)
+    with np.load(stored_at(tmp_path, "b0 scan")) as file:
+        assert file["field_map_hz"].shape == (1, SIZE, SIZE)
+        assert misfit(file["field_map_hz"][0], FIELD + 25) < 0.02
+
+
+def test_a_missing_map_of_a_dependency_is_told(tmp_path):
+    opened = session(head_of("image", ["gone"]), state_folder=tmp_path)
+    (frame,) = run([FieldMap()], frames()[:1], opened)
+    assert frame.field_map is None
+    assert opened.tell.about("The field map of gone, on which this measurement depends, is not stored here.")
+
+
+@pytest.mark.parametrize(("source", "depends"), [("auto", []), ("none", ["b0 scan"])])
+def test_without_a_map_frames_pass_as_they_are(tmp_path, source, depends):
+    stored(tmp_path)
+    opened = session(head_of("image", depends), state_folder=tmp_path)
+    items = frames()
+    after = run([FieldMap(source=source)], items, opened)
+    assert all(a is b for a, b in zip(after, items, strict=True))
+    assert all(frame.field_map is None and not frame.history for frame in items)
+    assert not opened.tell
+
+
+def test_a_frame_beside_the_stored_slices_is_refused(tmp_path):
+    stored(tmp_path)
+    opened = session(head_of("image", ["b0 scan"]), state_folder=tmp_path)
+    with pytest.raises(ValueError, match=r"slice 5, .* at \(10.0, 20.0, 35.0\) mm lies outside of the field map"):
+        run([FieldMap()], frames(reference=of_slice(5))[:1], opened)
+
+
+@pytest.mark.parametrize("name", ["../../../etc/passwd", "..", "/etc/passwd", "a" * 5000, "con\x7f:*?"])
+def test_ids_from_the_network_stay_in_the_state_folder(tmp_path, name):
+    place = stored_at(tmp_path, name)
+    assert place.resolve().parent == (tmp_path / "field_map").resolve()
+    assert len(place.name) < 100
+
+
+def test_a_file_and_another_source_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"the file map\.npz is not used with source echoes"):
+        mapped([], file=tmp_path / "map.npz")
+
+
+def test_the_phantom_has_the_field_of_the_test():
+    """The echoes are made as the field map is defined: signal ~ exp(-2 pi i psi t)."""
+    data = phantom(4.0).data[SIZE // 2]
+    expected = signal(phantom(0.0).maps * head() * np.exp(-2j * np.pi * FIELD * 4e-3), cartesian()[SIZE // 2])
+    np.testing.assert_allclose(data, expected)
+    assert SPACE.shape == FIELD.shape
