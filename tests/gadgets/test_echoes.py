@@ -26,7 +26,7 @@ def contrasts(number) -> str:
 
 @pytest.mark.parametrize(("head", "number"), [
     (header(), None), (header(after=te(4)), None), (header(after=te(4, 9)), 2), (header(contrasts(3)), 3),
-    (header(contrasts(1)), None), (header(contrasts(1), after=te(4, 9, 15)), 3), (header(contrasts(1), contrasts(4)), 4),
+    (header(contrasts(1)), None), (header(contrasts(1), after=te(4, 9)), 2), (header(contrasts(1), contrasts(4)), 4),
 ])  # fmt: skip
 def test_echo_times_and_limits_announce_echoes(head, number):
     assert announced_echoes(head) == number
