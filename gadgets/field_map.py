@@ -17,12 +17,11 @@ from gadgets.field_map_file import FieldMapFile, save_slices, stored_at
 from gadgets.frame import Frame, SeriesImage
 from gadgets.gadget import COIL_MAPS, FRAMES, Gadget, Header, Session
 from gadgets.geometry import Affine, affine_of_frame
+from gadgets.imaging_model import encoding_of
 from gadgets.property import AUTO, choice, integer, path, real, text
 from gadgets.trajectory import echo_time_of
-from gadgets.trajectory_cache import sampling_of
 from recon_core.calibration.field_map import FieldEstimate, field_from_echoes
 from recon_core.calibration.smooth_map import smooth_map
-from recon_core.operators.encoding import Encoding
 from recon_core.operators.linear_model import LinearModel
 from recon_core.solvers.cg_sense import cg_sense
 
@@ -190,7 +189,7 @@ class FieldMap(Gadget[Frame]):
     def _image(self, frame: Frame, first: Frame) -> Tensor:
         """The image of an echo, with the coil maps of the first, so that only the echo's own phase is in it."""
         assert first.coil_maps is not None
-        model = LinearModel(Encoding(sampling_of(frame, self.session)), first.coil_maps)
+        model = LinearModel(encoding_of(frame, self.session), first.coil_maps)
         return cg_sense(model, frame.samples.kspace, 0.0, ITERATIONS, TOLERANCE).image
 
     def _described(self, estimate: FieldEstimate, times: list[float]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gadgets.frame import Frame, SeriesImage
 from gadgets.gadget import COIL_MAPS, FRAMES, IMAGE, Gadget
-from gadgets.trajectory_cache import encoding_of
+from gadgets.imaging_model import encoding_of
 from recon_core.cache import content_key
 from recon_core.density import pipe_menon
 from recon_core.operators.linear_model import LinearModel

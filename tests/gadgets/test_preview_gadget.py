@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from gadgets import preview, trajectory_cache
+from gadgets import imaging_model, preview
 from gadgets.frame import SeriesImage
+from gadgets.imaging_model import encoding_of
 from gadgets.preview import Preview
-from gadgets.trajectory_cache import encoding_of
 from recon_core.cache import ContentCache
 
 from phantom_scan import SPACE, Phantom, cartesian, error, spokes
@@ -62,7 +62,7 @@ def test_a_second_session_builds_nothing_for_a_trajectory_that_the_first_had(mon
     cache = ContentCache(2**28)
     first, _ = run([Preview()], frames[:1], session(header(), cache=cache))
     monkeypatch.setattr(preview, "pipe_menon", None)
-    monkeypatch.setattr(trajectory_cache, "sampling_operator", None)
+    monkeypatch.setattr(imaging_model, "sampling_operator", None)
     second, _ = run([Preview()], frames[1:], session(header(), cache=cache))
     torch.testing.assert_close(first.data, second.data, rtol=0, atol=0)
 

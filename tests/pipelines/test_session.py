@@ -9,7 +9,7 @@ import ismrmrd
 import psutil
 
 from gadgets.gadget import ACQUISITIONS, Gadget
-from gadgets.trajectory_cache import encoding_of
+from gadgets.imaging_model import encoding_of
 from pipelines.definition import parse_definition
 from pipelines.session import open_chain, read_header
 from recon_core.cache import ContentCache
