@@ -61,9 +61,8 @@ TIMES = np.linspace(2e-3, 17e-3, 2 * SIZE)
 def frame_with_field(field=FIELD_HZ):
     """Spokes that each take 15 ms, so that the field turns the phase by more than a cycle."""
     images = coils() * head()
-    samples = [
-        signal(images * np.exp(-2j * np.pi * field * t), k) for t, k in zip(TIMES, np.moveaxis(spokes(72), 1, 0))
-    ]
+    phases = np.exp(-2j * np.pi * field * TIMES[:, None, None])
+    samples = [signal(images * phase, spokes(72)[:, i]) for i, phase in enumerate(phases)]
     phantom = Phantom(head(), coils(), spokes(72), np.moveaxis(samples, 0, -1).transpose(1, 0, 2))
     frame = phantom.frame(with_maps=True)
     frame.times = torch.from_numpy(np.tile(TIMES, (72, 1)).astype(np.float32))
