@@ -9,6 +9,7 @@ import torch
 from pipelines.replay import Replay, replay_here
 from pipelines.session import Site
 from pipelines.streams.file import RawFile
+from recon_core.calibration.field_map import field_from_echoes
 from recon_core.fourier import fft_centred, ifft_centred
 from recon_core.metrics import nrmse
 
@@ -36,6 +37,8 @@ def reconstruct(case: str, pipeline: str, tmp_path: Path, **settings: str) -> di
 
 def stored(case: str, name: str) -> torch.Tensor:
     """An array of the case's own truth; its first axis is x, ours is y."""
+    if not (CASES / case).exists():
+        pytest.skip(f"{case} is not at hand")
     return torch.from_numpy(np.load(CASES / case)[name]).transpose(-1, -2)
 
 
@@ -100,7 +103,7 @@ def test_the_field_of_two_echoes_is_the_stored_one_but_for_aliases_that_the_thir
     use, agrees with ours.
     """
     case = "gre_3echo_phantom/02_GRE_3echoes"
-    settings = {"FieldMap.echoes": "2", "FieldMap.smoothing": "0"}
+    settings = {"FieldMap.echoes": "2", "FieldMap.smoothing": "0", "CgSense.iterations": "1"}
     (found,) = reconstruct(f"{case}.h5", "field_map", tmp_path, **settings)["field map"]
     truth, mask = -stored(f"{case}_b0map.npz", "b0_hz"), stored(f"{case}_b0map.npz", "mask")
     aliases = ((found - truth) / ALIAS_HZ).round()
@@ -119,14 +122,16 @@ def test_the_field_of_two_echoes_is_the_stored_one_but_for_aliases_that_the_thir
     assert theirs < 0.4
 
 
-def test_three_echoes_give_the_same_multiples_as_two(tmp_path):
-    case = "gre_3echo_phantom/02_GRE_3echoes"
-    two, three = (
-        reconstruct(f"{case}.h5", "field_map", tmp_path, **{"FieldMap.echoes": number})["field map"][0]
-        for number in ("2", "3")
-    )
-    mask = stored(f"{case}_b0map.npz", "mask")
-    assert rms((three - two)[mask]) < 2
+def test_three_echoes_give_the_same_multiples_as_two():
+    path = "gre_3echo_phantom/02_GRE_3echoes_b0map.npz"
+    echoes, mask = stored(path, "image")[:, None], stored(path, "mask")
+    times = (4.0062e-3, 9.0062e-3, 15.0062e-3)
+    two, three = (field_from_echoes(echoes[:number], times[:number]) for number in (2, 3))
+    assert three.resolved
+    assert not two.resolved
+    both = mask & (two.regions > 0) & (three.regions > 0)
+    assert both.sum() > 0.99 * mask.sum()
+    assert (((three.field_hz - two.field_hz)[both]).abs() > ALIAS_HZ / 2).sum() < 10
 
 
 def rms(x: torch.Tensor) -> float:
