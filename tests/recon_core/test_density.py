@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -59,6 +61,19 @@ def test_fixed_point_minimises_the_distance_from_the_identity():
     gradient = psi @ weights - 1
     assert gradient.min() > -2e-3
     assert (weights * gradient).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (5, 6), (1, 7), (3, 4, 5), (4, 3, 3)])
+def test_one_iteration_divides_by_the_correlation_of_rows(shape):
+    trajectory = random_trajectory(shape, 2, 20)
+    pixels = math.prod(shape)
+    rows = direct_sum(torch.eye(pixels).view(pixels, *shape), trajectory).flatten(1).T
+    psi = (rows @ rows.mH).abs().square()
+    weights = 1 / psi.sum(1)
+    truth = weights * weights.sum() / (weights @ psi @ weights)
+    torch.testing.assert_close(
+        pipe_menon(sampling_operator(trajectory, shape), 1).flatten(), truth.float(), rtol=1e-4, atol=0
+    )
 
 
 def test_three_dimensions():
