@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
@@ -59,7 +59,7 @@ class SharedByEchoes(Generic[T]):
     def __init__(self, header: Header) -> None:
         self._echoes = announced_echoes(header)
         self._made: OrderedDict[tuple[object, ...], tuple[T, int]] = OrderedDict()
-        self._uses: dict[tuple[object, ...], int] = {}
+        self._uses: Counter[tuple[object, ...]] = Counter()
 
     def of(self, frame: Frame, make: Callable[[], T]) -> tuple[T, int]:
         """What holds for a frame, and the contrast it was made from."""
@@ -68,7 +68,7 @@ class SharedByEchoes(Generic[T]):
             return make(), contrast
         key = (EchoKey.of(frame), len(frame.samples.kspace), frame.space)
         if key not in self._made:
-            self._made[key], self._uses[key] = (make(), contrast), 0
+            self._made[key] = make(), contrast
         found = self._made[key]
         self._uses[key] += 1
         if self._uses[key] == self._echoes:

@@ -69,7 +69,11 @@ class FieldMap(Gadget[Frame]):
     field_sign = choice("-", ("-", "+"), "sign s in the file's convention, signal ~ exp(s 2 pi i psi t)")
     echoes = integer(None, "echoes to make the map from, the first ones; auto takes all", low=2)
     threshold = real(
-        0.1, "magnitude from which a pixel has signal, relative to the 99th percentile of the image", low=0.0, high=1.0
+        0.1,
+        "magnitude of the echoes from which a pixel has signal, relative to their 99th percentile; what does not stand "
+        "out of the noise has none either",
+        low=0.0,
+        high=1.0,
     )
     smoothing = real(
         1.0,

@@ -112,7 +112,7 @@ def test_frames_wait_for_their_echoes_and_leave_in_order():
 
 def test_repetitions_have_maps_of_their_own():
     again = frames(reference=of_slice(0, 1), field=FIELD + 30)
-    first, *_, second, _, _, _ = mapped([*frames(reference=of_slice(0)), *again])
+    first, *_, second, _, _, _ = mapped([*frames(reference=of_slice(0)), *again], smoothing=0.0)
     assert misfit(second.data - first.data, 30 + 0 * FIELD) < 0.5
 
 
@@ -218,10 +218,10 @@ def test_the_map_leaves_as_a_quantitative_series():
 
 
 # From an earlier measurement
-def stored(tmp_path, **more):
+def stored(tmp_path):
     """Runs a session that measures the field of slices 0 and 1."""
     items = [echo for number in range(2) for echo in frames(reference=of_slice(number), field=FIELD + 20 * number)]
-    return mapped(items, session(head_of("b0 scan"), state_folder=tmp_path), **more)
+    return mapped(items, session(head_of("b0 scan"), state_folder=tmp_path), smoothing=0.0)
 
 
 @pytest.mark.parametrize("kind", ["fieldmap", "B0", "FieldMap"])
