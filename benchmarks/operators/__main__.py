@@ -1,0 +1,67 @@
+"""The table: one normal operator and one data gradient, ours and everybody else's.
+
+    python -m benchmarks.operators [--matrix 128 256] [--repeats 7] [--only WORD ...] [--threads N]
+
+What is not installed is skipped and said to be. Errors are relative, against the plain sum over pixels and samples in
+double precision, which is computed once and kept. Memory is what an operator holds and what one normal operation needs
+besides, in a process of its own. Ratios are times of the normal operator over ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+
+import torch
+
+from benchmarks.operators import gpu
+from benchmarks.operators.measure import Measured, measured, milliseconds
+from benchmarks.operators.opponents import installed_rows
+from benchmarks.operators.problem import LOW_RANK_ERROR, Problem, Size
+from benchmarks.operators.truth import exact_truth
+
+HEADER = "normal ms | ratio | gradient ms | error normal | gradient | MiB | set-up s |"
+
+
+def table(results: list[Measured]) -> str:
+    """In Markdown; the first row is ours."""
+    width = max(len(result.name) for result in results)
+    lines = [f"| {'':{width}} | {HEADER}", f"|{'-' * (width + 2)}|" + "---:|" * 7]
+    ours = milliseconds(results[0].normal)
+    for r in results:
+        normal = milliseconds(r.normal)
+        gradient = f"{milliseconds(r.gradient):.0f}" if r.gradient else "-"
+        errors = ["-" if e is None else f"{e:.1e}" for e in (r.normal_error, r.gradient_error)]
+        cells = [f"{normal:.0f}", f"{normal / ours:.1f}", gradient, *errors, f"{r.mebibytes:.0f}", f"{r.setup:.1f}"]
+        lines.append(f"| {r.name:{width}} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Prints the table of each matrix."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--matrix", type=int, nargs="+", default=[128, 256])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--only", nargs="+", default=[""], help="rows whose name holds one of these words, and ours")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")  # of the opponents' libraries
+    torch.set_num_threads(arguments.threads)
+    rows = installed_rows()
+    rows = rows[:1] + [row for row in rows[1:] if any(word in row.name for word in arguments.only)]
+    for matrix in arguments.matrix:
+        problem = Problem(Size(matrix=matrix))
+        results = measured(rows, problem, exact_truth(problem), arguments.repeats)
+        size = problem.size
+        print(
+            f"\n{matrix} x {matrix}, {size.coils} coils, {size.shots} x {size.samples} samples, "
+            f"+-{size.reach_hz:g} Hz, {len(problem.terms)} terms for {LOW_RANK_ERROR:g}; "
+            f"{torch.get_num_threads()} threads, medians of {arguments.repeats}\n"
+        )
+        print(table(results), flush=True)
+    if torch.cuda.is_available():
+        print(gpu.report())
+
+
+if __name__ == "__main__":
+    main()
