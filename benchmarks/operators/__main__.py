@@ -45,9 +45,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[""], help="rows whose name holds one of these words, and ours")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
-    warnings.simplefilter("ignore")  # of the opponents' libraries
     torch.set_num_threads(arguments.threads)
     rows = installed_rows()
+    warnings.simplefilter("ignore")  # of the opponents' libraries
     rows = rows[:1] + [row for row in rows[1:] if any(word in row.name for word in arguments.only)]
     for matrix in arguments.matrix:
         problem = Problem(Size(matrix=matrix))

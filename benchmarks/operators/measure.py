@@ -92,16 +92,21 @@ def memory_here(row: Row, problem: Problem, data: Tensor) -> float:
     """MiB that an operator holds, and needs besides for one normal operation.
 
     The largest resident memory during the operation, less that before the operator was set up. What only the set-up
-    needed is not in it: freed pages are given back first.
+    needed is not in it.
     """
+    _give_back_freed_pages()
     before = _resident("VmRSS")
     operator = row.build(problem, data)
     if hasattr(operator, "mebibytes"):
         return float(operator.mebibytes())
-    ctypes.CDLL(None).malloc_trim(0)
+    _give_back_freed_pages()
     Path("/proc/self/clear_refs").write_text("5")  # starts VmHWM anew
     operator.normal(problem.image)
     return _resident("VmHWM") - before
+
+
+def _give_back_freed_pages() -> None:
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def _resident(which: str) -> float:
@@ -116,11 +121,11 @@ def main() -> None:
     from benchmarks.operators.opponents import installed_rows
 
     name, matrix, threads = sys.argv[1:]
-    warnings.simplefilter("ignore")  # of the opponents' libraries
     torch.set_num_threads(int(threads))
     row = next(row for row in installed_rows() if row.name == name)
+    warnings.simplefilter("ignore")  # of the opponents' libraries
     problem = Problem(Size(matrix=int(matrix)))
-    data = torch.zeros(problem.size.coils, *problem.trajectory.shape[1:], dtype=torch.complex64)
+    data = torch.randn(problem.size.coils, *problem.trajectory.shape[1:], dtype=torch.complex64)
     _ = problem.terms
     print(json.dumps(memory_here(row, problem, data)))
 

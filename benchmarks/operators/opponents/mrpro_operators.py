@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.operators.operator import Convolution, ForwardAdjoint, Row
 from benchmarks.operators.problem import Problem
 
-SEGMENTS = 11  # the fewest that reach the error of the low-rank terms
+SEGMENTS = 9  # the fewest that reach the error of the low-rank terms
 
 
 class TimeSegmented(ForwardAdjoint):
