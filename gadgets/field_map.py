@@ -67,6 +67,12 @@ class FieldMap(Gadget[Frame]):
     array = text("", "name of the array in an .npz file or of the images in an .h5 file; empty for the one that fits")
     unit = choice(HZ, (HZ, RADIANS, PPM), "unit of the file; ppm are of the header's proton frequency")
     field_sign = choice("-", ("-", "+"), "sign s in the file's convention, signal ~ exp(s 2 pi i psi t)")
+    offset = real(
+        0.0,
+        "added to a map of a file or of an earlier measurement, after unit and sign: the scanner may have set another "
+        "centre frequency since",
+        unit="Hz",
+    )
     echoes = integer(None, "echoes to make the map from, the first ones; auto takes all", low=2)
     threshold = real(
         0.1,
@@ -140,8 +146,11 @@ class FieldMap(Gadget[Frame]):
         return sign / (2 * math.pi) if self.unit == RADIANS else sign
 
     def _look_up(self, frame: Frame, stored: FieldMapFile) -> None:
-        frame.field_map, outside = stored.at(frame)
+        field, outside = stored.at(frame)
+        frame.field_map = field + self.offset
         note = f"FieldMap: from {stored.name}, {_range(frame.field_map)}"
+        if self.offset:
+            note += f", {self.offset:g} Hz added"
         if outside:
             note += f", {outside:.1%} of the voxels lie outside of it"
             if not self._outside_told:

@@ -26,7 +26,7 @@ from gadgets.image_export import SERIES
 from recon_core.calibration.smooth_map import smooth_map
 from recon_core.interpolate import interpolated
 
-DEFAULT_ARRAY, AFFINES = "field_map_hz", "affine_lps"
+DEFAULT_ARRAY, AFFINES, MASK = "field_map_hz", "affine_lps", "mask"
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 UNREADABLE = (
     OSError,
@@ -73,8 +73,9 @@ class FieldMapFile:
         """Reads .npz, .nii, .nii.gz or MRD .h5.
 
         In an .npz file, the array is `[y, x]` or `[slice, y, x]` and covers the reconstruction field of view, unless an
-        array `affine_lps` `[slice, 4, 4]` says where each slice (or each block `[z, y, x]` of a longer array) lies. An
-        MRD file holds a series of field map images.
+        array `affine_lps` `[slice, 4, 4]` says where each slice (or each block `[z, y, x]` of a longer array) lies.
+        Where a boolean array `mask` of the same shape is false, or a value of any file is not finite, the map is
+        unknown, and continued smoothly from where it is known. An MRD file holds a series of field map images.
 
         Args:
             path: of the file.
@@ -159,7 +160,7 @@ def _filled(volume: FieldVolume) -> FieldVolume:
 def _volumes_of_npz(path: Path, array: str) -> list[FieldVolume]:
     with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
-    values = _chosen(arrays, array)
+    values = _known(_chosen(arrays, array), arrays.get(MASK))
     if AFFINES not in arrays:
         return [FieldVolume(values[None] if values.ndim == 2 else values)]
     affines = np.asarray(arrays[AFFINES], float)
@@ -169,10 +170,18 @@ def _volumes_of_npz(path: Path, array: str) -> list[FieldVolume]:
     return _stacked(zip(blocks, affines, strict=True))
 
 
+def _known(values: NDArray[np.float32], mask: NDArray[np.generic] | None) -> NDArray[np.float32]:
+    if mask is None:
+        return values
+    if mask.dtype.kind not in "bu" or mask.shape != values.shape:
+        raise ValueError(f"expected a mask of {list(values.shape)} as the map, got {mask.dtype} {list(mask.shape)}")
+    return np.where(mask, values, np.float32(np.nan))
+
+
 def _chosen(arrays: dict[str, NDArray[np.generic]], name: str) -> NDArray[np.float32]:
     axes = (2, 3, 4) if AFFINES in arrays else (2, 3)
     fitting = [key for key, value in arrays.items() if value.dtype.kind in "fiu" and value.ndim in axes]
-    fitting = [key for key in fitting if key != AFFINES]
+    fitting = [key for key in fitting if key not in (AFFINES, MASK)]
     wanted = name or (DEFAULT_ARRAY if DEFAULT_ARRAY in arrays else fitting[0] if len(fitting) == 1 else "")
     if wanted not in fitting:
         listed = ", ".join(f"{key} {list(value.shape)}" for key, value in arrays.items()) or "none"

@@ -186,7 +186,19 @@ def test_unknown_voxels_are_filled_from_their_neighbours(tmp_path):
     np.testing.assert_allclose(item.field_map, truth(item), atol=1.0)
 
 
+def test_a_mask_says_which_voxels_are_known(tmp_path):
+    item = frame()
+    known, mask = truth(item), np.ones((20, 24), bool)
+    mask[8:12, 9:14] = False
+    np.savez(tmp_path / "map.npz", field=np.where(mask, known, 1000), mask=mask)
+    looked_up(tmp_path / "map.npz", item)
+    np.testing.assert_allclose(item.field_map, known, atol=1.0)
+
+
 @pytest.mark.parametrize(("arrays", "array", "message"), [
+    ({"a": np.ones((20, 24)), "mask": np.ones((24, 20), bool)}, "", r"mask of \[20, 24\] .* got bool \[24, 20\]"),
+    ({"a": np.ones((20, 24)), "mask": np.ones((20, 24))}, "", r"a mask of \[20, 24\] as the map, got float64"),
+    ({"a": np.ones((20, 24)), "mask": np.zeros((20, 24), bool)}, "", "no finite value"),
     ({"a": np.ones((20, 24)), "b": np.ones((20, 24))}, "", r"called field_map_hz, got a \[20, 24\], b \[20, 24\]"),
     ({"a": np.ones((20, 24))}, "b0", r"called b0, got a \[20, 24\]; name it with the property array"),
     ({"a": np.ones(20)}, "", r"called field_map_hz, got a \[20\]"),
@@ -209,6 +221,14 @@ def test_an_array_can_be_named(tmp_path):
 
 
 # Unit and sign
+def test_an_offset_is_added_in_our_unit_and_sign(tmp_path):
+    np.savez(tmp_path / "map.npz", np.full((20, 24), 3.0))
+    item = frame()
+    looked_up(tmp_path / "map.npz", item, field_sign="+", offset=50.0)
+    torch.testing.assert_close(item.field_map, torch.full((20, 24), 47.0))
+    assert "50 Hz added" in item.history[0]
+
+
 @pytest.mark.parametrize(("unit", "factor"), [("hz", 1), ("rad/s", 1 / (2 * np.pi)), ("ppm", 123.0)])
 @pytest.mark.parametrize(("field_sign", "sign"), [("-", 1), ("+", -1)])
 def test_unit_and_sign_of_the_file_become_ours(tmp_path, unit, factor, field_sign, sign):
