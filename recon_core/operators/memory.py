@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import psutil
@@ -13,9 +14,9 @@ HELD = 4
 SHARE = 0.5
 """Of the free memory that one operation may take."""
 
-CACHED = 2**24
-"""Bytes of one such array on a processor: larger ones leave its cache, and were measured to take two to three times as
-long, since the allocator returns their pages to the system after each use."""
+LARGEST = 24 * 2**20
+"""Bytes of one such array on a processor. From 32 MiB on, glibc takes the pages of each array anew from the system,
+which was measured to take three times as long as the arithmetic."""
 
 
 class Batches(NamedTuple):
@@ -52,10 +53,15 @@ def plan_batches(images: int, coils: int, each: int, fixed: int, device: torch.d
             f"{_mebibytes(free)} that are free on {device}"
         )
     if device.type == "cpu":
-        fitting = max(1, min(fitting, CACHED // each))
-    coils_at_once = min(coils, fitting)
-    images_at_once = min(images, fitting // coils_at_once) if coils_at_once == coils else 1
+        fitting = max(1, min(fitting, LARGEST // each))
+    coils_at_once = _even_share(coils, fitting)
+    images_at_once = _even_share(images, fitting // coils) if coils_at_once == coils else 1
     return Batches(images_at_once, coils_at_once, HELD * each * images_at_once * coils_at_once + fixed, free)
+
+
+def _even_share(number: int, at_most: int) -> int:
+    """The size of the fewest batches of at most so many, when they are as even as can be."""
+    return math.ceil(number / math.ceil(number / at_most))
 
 
 def free_memory(device: torch.device) -> int:

@@ -204,7 +204,7 @@ def test_many_images_of_one_slice(name):
 def test_result_does_not_depend_on_the_coils_taken_at_once(case, coils, monkeypatch):
     whole = case.model.normal(case.image)
     one = case.encoding.terms * case.image.numel() * 8
-    monkeypatch.setattr(memory, "CACHED", coils * one)
+    monkeypatch.setattr(memory, "LARGEST", coils * one)
     again = LinearModel(Encoding(case.encoding.sampling, case.encoding.functions), case.maps, case.field)
     assert again.batches().coils == coils
     assert relative(again.normal(case.image) - whole, whole) < 1e-6

@@ -9,8 +9,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def free(monkeypatch):
-    """Sets the free memory, and takes the bound of the processor's cache away."""
-    monkeypatch.setattr(memory, "CACHED", 2**60)
+    """Sets the free memory, and takes the bound of arrays on a processor away."""
+    monkeypatch.setattr(memory, "LARGEST", 2**60)
     return lambda size: monkeypatch.setattr(memory, "free_memory", lambda device: size)
 
 
@@ -27,12 +27,12 @@ def test_all_at_once_where_there_is_room(free):
 def test_images_are_split_before_coils(free):
     free(2 * memory.HELD * 2**10 * 17)  # half of it holds 17 coils
     assert at_once(3, 8, 2**10, 0, CPU) == (2, 8)
-    assert at_once(3, 20, 2**10, 0, CPU) == (1, 17)
+    assert at_once(3, 20, 2**10, 0, CPU) == (1, 10)  # not 17 and 3
 
 
 def test_what_is_needed_besides_counts(free):
     free(2 * (memory.HELD * 2**10 * 5 + 2**20))
-    assert at_once(1, 8, 2**10, 2**20, CPU) == (1, 5)
+    assert at_once(1, 10, 2**10, 2**20, CPU) == (1, 5)
 
 
 def test_says_what_does_not_fit(free):
@@ -41,9 +41,10 @@ def test_says_what_does_not_fit(free):
         plan_batches(1, 1, 2**20, 0, CPU)
 
 
-def test_a_processor_keeps_to_its_cache():
-    assert at_once(10, 20, memory.CACHED // 4, 0, CPU) == (1, 4)
-    assert at_once(10, 20, memory.CACHED * 2, 0, CPU) == (1, 1)
+def test_arrays_on_a_processor_stay_small():
+    assert at_once(10, 20, memory.LARGEST // 4, 0, CPU) == (1, 4)
+    assert at_once(10, 5, memory.LARGEST // 16, 0, CPU) == (3, 5)
+    assert at_once(10, 20, memory.LARGEST * 2, 0, CPU) == (1, 1)
 
 
 def test_words():
