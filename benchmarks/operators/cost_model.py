@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from benchmarks.operators.measure import milliseconds, timed
+from benchmarks.operators.measure import timed
 from recon_core.operators.linear_model import LinearModel
 
 
@@ -53,31 +55,38 @@ class CostModel:
         """What a normal operator should take."""
         return self.transform * of.transforms + self.product * of.products + self.byte * of.passes
 
-    @classmethod
-    def at_reference(cls, model: LinearModel, image: torch.Tensor, repeats: int) -> CostModel:
-        """Times the transforms and the products by themselves; the passes are what is left of the whole.
 
-        Args:
-            model: one slice.
-            image: `[y, x]`.
-            repeats: medians of so many.
-        """
-        kernels, count = model.encoding.kernels, work(model, 1)
+class Reference:
+    """The size that the model's constants come from: transforms, products and the whole, timed apart."""
+
+    def __init__(self, model: LinearModel, image: torch.Tensor) -> None:
+        """Takes a model of one slice, and an image `[y, x]`."""
+        kernels = model.encoding.kernels
         phases, (coils, *shape) = kernels.values.shape[0], model.coil_maps.shape
         coils_at_once = kernels.batches(1, coils, model.coil_maps.dtype).coils
         spectra = torch.randn(model.encoding.terms, 1, coils_at_once, *shape, dtype=torch.complex64)
-        rounds = phases * coils / coils_at_once
-        steps = {
-            "transform": lambda: torch.fft.ifftn(torch.fft.fftn(spectra, dim=(-2, -1)), dim=(-2, -1)),
-            "product": lambda: kernels._product(spectra, 0),
-            "whole": lambda: model.normal(image),
-        }
-        seconds: dict[str, list[float]] = {name: [] for name in steps}
-        for _ in range(repeats + 1):
-            for name, step in steps.items():
-                seconds[name].append(timed(step)[0])
-        transforms, products, whole = (milliseconds(taken[1:]) / 1e3 for taken in seconds.values())
-        left = whole - rounds * (transforms + products)
-        return cls(
-            rounds * transforms / count.transforms, rounds * products / count.products, max(left, 0) / count.passes
+        self._work = work(model, 1)
+        self._rounds = phases * coils / coils_at_once  # of transforms and products in the whole
+        self._steps: list[Callable[[], object]] = [
+            lambda: torch.fft.ifftn(torch.fft.fftn(spectra, dim=(-2, -1)), dim=(-2, -1)),
+            lambda: kernels._product(spectra, 0),
+            lambda: model.normal(image),
+        ]
+        self._seconds: list[list[float]] = [[] for _ in self._steps]
+        for step in self._steps:
+            step()
+
+    def measure(self) -> None:
+        """Once more."""
+        for step, seconds in zip(self._steps, self._seconds, strict=True):
+            seconds.append(timed(step)[0])
+
+    def model(self) -> CostModel:
+        """The passes are what transforms and products leave of the whole."""
+        transforms, products, whole = (statistics.median(seconds) for seconds in self._seconds)
+        transforms, products = self._rounds * transforms, self._rounds * products
+        return CostModel(
+            transform=transforms / self._work.transforms,
+            product=products / self._work.products,
+            byte=max(whole - transforms - products, 0) / self._work.passes,
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.operators.cost_model import CostModel, work
+from benchmarks.operators.cost_model import CostModel, Reference, work
 from benchmarks.operators.measure import milliseconds, timed
 from benchmarks.operators.ours import linear_model
 from benchmarks.operators.problem import Problem, Size
@@ -28,14 +28,14 @@ SLICES = (1, 2, 4, 8, 16)
 
 
 class Point:
-    """One size: its operator, what was measured, what is predicted."""
+    """One size: its operator, and what was measured."""
 
-    def __init__(self, size: Size, slices: int, model: CostModel) -> None:
+    def __init__(self, size: Size, slices: int) -> None:
         problem = Problem(size)
         self._model = linear_model(problem, slices)
         self._image = problem.image.expand(slices, -1, -1) if slices > 1 else problem.image
         self.terms = self._model.encoding.terms
-        self.predicted = 1e3 * model.seconds(work(self._model, slices))
+        self.work = work(self._model, slices)
         self.seconds: list[float] = []
         self._model.normal(self._image)
 
@@ -57,11 +57,11 @@ class Panel:
     points: dict[int, Point] = field(default_factory=dict)
 
 
-def panels(model: CostModel) -> list[Panel]:
+def panels() -> list[Panel]:
     """All points, set up."""
 
     def at(slices: int = 1, **changes: float) -> Point:
-        return Point(replace(REFERENCE, **changes), slices, model)
+        return Point(replace(REFERENCE, **changes), slices)
 
     by_reach = [at(reach_hz=float(reach)) for reach in REACHES_HZ]
     return [
@@ -73,14 +73,16 @@ def panels(model: CostModel) -> list[Panel]:
     ]
 
 
-def picture(all_panels: list[Panel]) -> Figure:
+def picture(all_panels: list[Panel], model: CostModel) -> Figure:
     """Points measured, lines predicted."""
     figure = Figure(figsize=(13, 3.1), layout="constrained")
     axes = figure.subplots(1, len(all_panels), sharey=True)
     for axis, panel in zip(axes, all_panels, strict=True):
         values = list(panel.points)
-        axis.loglog(values, [p.predicted for p in panel.points.values()], "-", color="tab:gray", label="predicted")
-        axis.loglog(values, [p.measured for p in panel.points.values()], "o", color="tab:blue", label="measured")
+        predicted = [1e3 * model.seconds(point.work) for point in panel.points.values()]
+        measured = [point.measured for point in panel.points.values()]
+        axis.loglog(values, predicted, "-", color="tab:gray", label="predicted")
+        axis.loglog(values, measured, "o", color="tab:blue", label="measured")
         axis.set_xlabel(panel.label)
         axis.set_xticks(values, [str(v) for v in values], fontsize=8)
         axis.minorticks_off()
@@ -99,21 +101,23 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     problem = Problem(REFERENCE)
-    model = CostModel.at_reference(linear_model(problem), problem.image, 3 * arguments.repeats)
-    print(
-        f"reference: {1e-9 / model.transform:.1f} Gflop/s in transforms, {1e-9 / model.product:.1f} Gflop/s in "
-        f"products, {1e-9 / model.byte:.1f} GB/s in the other passes; {torch.get_num_threads()} threads"
-    )
-    all_panels = panels(model)
+    reference, all_panels = Reference(linear_model(problem), problem.image), panels()
     for _ in range(arguments.repeats):
         for panel in all_panels:
+            reference.measure()
             for point in panel.points.values():
                 point.measure()
+    model = reference.model()
+    print(
+        f"reference: {1e-9 / model.transform:.1f} Gflop/s in transforms, {1e-9 / model.product:.1f} Gflop/s in "
+        f"products, {model.byte * 1e12:.0f} ps a byte in the other passes; {torch.get_num_threads()} threads"
+    )
     for panel in all_panels:
         print(f"\n{panel.label}")
         for value, point in panel.points.items():
-            print(f"{value:8d}  {point.measured:8.1f} ms measured  {point.predicted:8.1f} ms predicted")
-    picture(all_panels).savefig(arguments.picture, dpi=120)
+            predicted = 1e3 * model.seconds(point.work)
+            print(f"{value:8d}  {point.measured:8.1f} ms measured  {predicted:8.1f} ms predicted")
+    picture(all_panels, model).savefig(arguments.picture, dpi=120)
 
 
 if __name__ == "__main__":
