@@ -19,6 +19,9 @@ from torch import Tensor
 DEFAULT_ERROR = 1e-3
 """Of the low-rank factorisation, relative: root mean square over the samples at the worst frequency."""
 
+LARGEST_BANDWIDTH = 64.0
+"""Range of frequencies times duration of the samples, beyond which a model is slow and its field map a mistake."""
+
 _OUTSIDE = 1e-3  # Hz by which a field may leave the range: rounding
 
 
@@ -97,7 +100,8 @@ class LowRank(TimeFunctions):
         """Takes times `[shot, sample]` in seconds; everything is computed in double and held in their precision.
 
         Raises:
-            ValueError: the range is not one, or the error is not above rounding.
+            ValueError: the range is not one, or too wide for the duration; the error is not above rounding; or a
+                time is not finite.
         """
         if not -math.inf < low_hz <= high_hz < math.inf:
             raise ValueError(f"expected a range of frequencies in Hz, got {low_hz:g} to {high_hz:g}")
@@ -109,6 +113,14 @@ class LowRank(TimeFunctions):
         share = counts.double() / counts.sum()
         self._middle_s = float((unique[0] + unique[-1]) / 2)
         duration = float(unique[-1] - unique[0])
+        if not math.isfinite(duration):
+            raise ValueError("the times of the samples hold values that are not finite")
+        if (high_hz - low_hz) * duration > LARGEST_BANDWIDTH:
+            raise ValueError(
+                f"off-resonance from {low_hz:g} to {high_hz:g} Hz over {1e3 * duration:g} ms turns the phase "
+                f"{(high_hz - low_hz) * duration:.0f} times, more than {LARGEST_BANDWIDTH:g}; are the field map's "
+                "unit and the times right?"
+            )
         self._half_width_hz = max((high_hz - low_hz) / 2, _OUTSIDE)  # a range of no width still needs a scale
         nodes = _chebyshev_nodes(math.pi * self._half_width_hz * duration, unique.device)
         angle = 2 * math.pi * self._half_width_hz * (unique - self._middle_s)[:, None] * nodes

@@ -116,6 +116,18 @@ def test_refuses_what_is_not_a_range(low_hz, high_hz):
         LowRank(READOUT, low_hz, high_hz)
 
 
+def test_refuses_a_range_that_can_only_be_a_mistake():
+    with pytest.raises(
+        ValueError, match=r"from -20000 to 20000 Hz over 15.592 ms turns the phase 624 times, more than 64"
+    ):
+        LowRank(READOUT, -20000, 20000)
+
+
+def test_refuses_times_that_are_not_finite():
+    with pytest.raises(ValueError, match="times"):
+        LowRank(torch.tensor([[0.0, math.nan]]), -10, 10)
+
+
 @pytest.mark.parametrize("error", [0, 1e-9, 1, math.nan])
 def test_refuses_an_error_beyond_rounding(error):
     with pytest.raises(ValueError, match="expected an error"):
