@@ -8,9 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from gadgets.echoes import SharedByEchoes
 from gadgets.frame import Frame, Samples
-from gadgets.gadget import COIL_MAPS, FRAMES, Gadget, Session
+from gadgets.gadget import COIL_MAPS, FRAMES, Gadget
 from gadgets.property import choice, integer, real
 from recon_core.calibration.espirit import espirit
 from recon_core.calibration.low_resolution import NotFullySampledError, calibration_kspace
@@ -25,8 +24,7 @@ class CoilMaps(Gadget[Frame]):
     """Estimates coil sensitivity maps from the centre of k-space.
 
     Lines for parallel calibration are used where there are any, else the central samples of the image itself, on any
-    trajectory. A single coil gets a map of ones. All echoes of a slice get the maps of the first, so that their phases
-    can be compared.
+    trajectory. A single coil gets a map of ones.
     """
 
     takes = Frame
@@ -53,11 +51,6 @@ class CoilMaps(Gadget[Frame]):
         high=1.0,
     )
 
-    def open(self, session: Session) -> None:
-        """Forgets the maps of any earlier session."""
-        super().open(session)
-        self._estimates: SharedByEchoes[tuple[Tensor, str]] = SharedByEchoes(session.header)
-
     def take(self, item: Frame) -> Iterator[object]:
         """Yields the frame with its coil maps."""
         item.coil_maps, how = self._maps(item)
@@ -72,11 +65,6 @@ class CoilMaps(Gadget[Frame]):
         if not samples.kspace.any():
             even = torch.full((len(kspace), *shape), len(kspace) ** -0.5, dtype=kspace.dtype, device=kspace.device)
             return even, "no signal, all coils alike"
-        (maps, how), contrast = self._estimates.of(frame, lambda: self._estimate(samples, frame))
-        return maps, how if contrast == frame.reference.idx.contrast else f"those of contrast {contrast}"
-
-    def _estimate(self, samples: Samples, frame: Frame) -> tuple[Tensor, str]:
-        shape = frame.space.shape
         centre = self._centre(samples, shape)
         size = centre.shape[1:]
         source = f"{' x '.join(map(str, size))} of the " + ("calibration lines" if frame.calibration else "samples")

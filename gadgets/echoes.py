@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
-from collections.abc import Callable
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from gadgets.frame import Frame
 from gadgets.gadget import Header
 from gadgets.header_trajectory import steps_of
 from gadgets.mrd import limit_of
-
-T = TypeVar("T")
-
-REMEMBERED = 256
-"""Slices whose echoes may be under way at one time; more would only cost memory."""
 
 
 class EchoKey(NamedTuple):
@@ -48,34 +41,3 @@ def announced_echoes(header: Header) -> int | None:
     limits = (steps_of(limit_of(encoding, "contrast")) or 0 for encoding in header.encoding)
     echoes = max(times, *limits)
     return echoes if echoes > 1 else None
-
-
-class SharedByEchoes(Generic[T]):
-    """What is made from the first echo to come and holds for the others, so that their phases can be compared.
-
-    Forgotten with the last echo that the header announces; without an announcement, nothing is shared.
-    """
-
-    def __init__(self, header: Header) -> None:
-        self._echoes = announced_echoes(header)
-        self._made: OrderedDict[tuple[object, ...], tuple[T, int]] = OrderedDict()
-        self._uses: Counter[tuple[object, ...]] = Counter()
-
-    def of(self, frame: Frame, make: Callable[[], T]) -> tuple[T, int]:
-        """What holds for a frame, and the contrast it was made from."""
-        contrast = int(frame.reference.idx.contrast)
-        if self._echoes is None:
-            return make(), contrast
-        key = (EchoKey.of(frame), len(frame.samples.kspace), frame.space)
-        if key not in self._made:
-            self._made[key] = make(), contrast
-        found = self._made[key]
-        self._uses[key] += 1
-        if self._uses[key] == self._echoes:
-            self._forget(key)
-        elif len(self._made) > REMEMBERED:
-            self._forget(next(iter(self._made)))
-        return found
-
-    def _forget(self, key: tuple[object, ...]) -> None:
-        del self._made[key], self._uses[key]

@@ -201,8 +201,7 @@ class FieldMap(Gadget[Frame]):
 
     def _image(self, frame: Frame, first: Frame) -> Tensor:
         """The image of an echo, with the coil maps of the first, so that only the echo's own phase is in it."""
-        assert first.coil_maps is not None
-        model = LinearModel(encoding_of(frame, self.session), first.coil_maps)
+        model = LinearModel(encoding_of(frame, self.session), maps_in_coils_of(frame, first))
         return cg_sense(model, frame.samples.kspace, 0.0, ITERATIONS, TOLERANCE).image
 
     def _described(self, estimate: FieldEstimate, times: list[float]) -> str:
@@ -229,6 +228,27 @@ class FieldMap(Gadget[Frame]):
             save_slices(stored_at(self.session.state_folder, information.measurementID), [*self._measured.values()])
         except (OSError, ValueError) as error:
             self.session.tell(f"The field map could not be stored for later measurements: {error}")
+
+
+def maps_in_coils_of(frame: Frame, other: Frame) -> Tensor:
+    """The coil maps of another frame for the virtual coils of this one: by way of the receivers, which they share.
+
+    Raises:
+        ValueError: the frames have different numbers of receivers.
+    """
+    assert other.coil_maps is not None
+    own, others = _mixing(frame), _mixing(other)
+    if own.shape[1] != others.shape[1]:
+        raise ValueError(
+            f"echoes need the same receiver coils, but {other.label} has {others.shape[1]} and {frame.label} has "
+            f"{own.shape[1]}"
+        )
+    return torch.einsum("vw,w...->v...", own @ others.mH, other.coil_maps)
+
+
+def _mixing(frame: Frame) -> Tensor:
+    kspace = frame.samples.kspace
+    return torch.eye(len(kspace)).to(kspace) if frame.mixing is None else frame.mixing
 
 
 def field_map_dependencies(header: Header) -> list[str]:

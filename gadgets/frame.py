@@ -70,6 +70,8 @@ class Frame:
         space: the grids.
         reference: header of the acquisition closest to the centre of k-space (geometry, counters, time stamps).
         calibration: samples acquired for calibration only, when there are any.
+        mixing: complex64 `[coil, receiver]`, the receivers' part in each coil once coils were compressed, orthonormal
+            rows; None while the coils are the receivers.
         coil_maps: complex64 `[coil, *space.shape]`, unit root sum of squares over coils where there is signal.
         field_map: float32 `[*space.shape]`, off-resonance psi in Hz with signal ~ exp(-2 pi i psi t); without one,
             solvers take the field as even.
@@ -82,6 +84,7 @@ class Frame:
     space: Space
     reference: ismrmrd.AcquisitionHeader
     calibration: Samples | None = None
+    mixing: Tensor | None = None
     coil_maps: Tensor | None = None
     field_map: Tensor | None = None
     image: Tensor | None = None

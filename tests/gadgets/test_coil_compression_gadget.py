@@ -45,6 +45,13 @@ def test_calibration_samples_are_mixed_alike():
     torch.testing.assert_close(frame.calibration.kspace, frame.samples.kspace[:, 10:20])
 
 
+def test_the_mixing_leads_from_the_receivers_to_the_samples():
+    phantom = Phantom.scanned(cartesian(), number=8)
+    received = phantom.samples().kspace
+    frame = compressed(compressed(phantom.frame(), energy=0.999), max_coils=2)
+    torch.testing.assert_close(torch.einsum("vc,cnm->vnm", frame.mixing, received), frame.samples.kspace)
+
+
 def test_unit_noise_stays_unit_noise():
     phantom = Phantom.scanned(cartesian(), number=6, noise=1.0, image=np.zeros((48, 48)))
     kspace = compressed(phantom.frame(), energy=0.8).samples.kspace.flatten(1)

@@ -191,21 +191,44 @@ def chain(*more):
     return [Trajectory(), FrameAssembly(), CoilCompression(), CoilMaps(), *more]
 
 
-def test_the_echoes_share_virtual_coils_and_maps():
-    made = run(chain(), lines(), session(head_of()))
-    assert [frame.reference.idx.contrast for frame in made] == [0, 1, 2]
-    assert all(frame.coil_maps is made[0].coil_maps for frame in made)
-    assert made[0].history[-1].startswith("CoilMaps: ESPIRiT")
-    assert made[2].history[-1] == "CoilMaps: those of contrast 0"
-    assert made[0].history[-2].endswith("of the energy")
-    assert made[2].history[-2].endswith("of the energy, as for contrast 0")
+def decaying(times=(3.0, 9.0), field=0.3 * FIELD) -> list[Frame]:
+    """Echoes whose right half decays fast, so that each echo has virtual coils of its own."""
+    decay = np.where(X > 0, 200.0, 5.0)
+    result = []
+    for contrast, time in enumerate(times):
+        image = head() * np.exp(-(2j * np.pi * field + decay) * time * 1e-3)
+        frame = Phantom.scanned(cartesian(), number=8, image=image).frame()
+        frame.reference.idx.contrast = contrast
+        result.append(frame)
+    return result
 
 
-def test_a_second_session_begins_anew():
-    gadgets = chain()
-    first = run(gadgets, lines(), session(head_of()))
-    second = run(gadgets, lines(), session(head_of()))
-    assert second[0].coil_maps is not first[0].coil_maps
+@pytest.mark.parametrize("before", [[CoilCompression()], []], ids=["compressed", "all coils"])
+@pytest.mark.parametrize("method", ["espirit", "walsh"])
+def test_each_echo_may_have_virtual_coils_and_maps_of_its_own(before, method):
+    """Walsh's maps carry the phase of the coils they come from, and even the number of coils differs."""
+    gadgets = [*before, CoilMaps(method=method), FieldMap(source="echoes", smoothing=0.0)]
+    result, first, second = run(gadgets, decaying(), session(head_of(times=(3.0, 9.0))))
+    assert (len(first.coil_maps) != len(second.coil_maps)) == bool(before)
+    assert misfit(result.data, 0.3 * FIELD, BRIGHT & (result.data != 0).numpy()) < 0.15
+
+
+def test_coils_and_maps_do_not_depend_on_the_contrasts_before():
+    """A first contrast may be nulled, as by an inversion, and tells nothing about the coils."""
+    bright = decaying()[1]
+    nulled = Phantom.scanned(cartesian(), number=8, noise=1.0, image=1e-3 * head()).frame()
+    gadgets = [CoilCompression(), CoilMaps()]
+    opened = head_of(times=(3.0, 9.0))
+    _, after = run(gadgets, [nulled, copy.copy(bright)], session(opened))
+    (alone,) = run(gadgets, [copy.copy(bright)], session(opened))
+    assert torch.equal(after.samples.kspace, alone.samples.kspace)
+    assert torch.equal(after.coil_maps, alone.coil_maps)
+
+
+def test_echoes_of_other_receivers_are_refused():
+    items = [*frames(times=(4.0,)), *frames(times=(4.0, 9.0), number=3)[1:]]
+    with pytest.raises(ValueError, match="contrast 0, repetition 0 has 4 and slice 0, contrast 1, repetition 0 has 3"):
+        mapped(items, session(head_of(times=(4.0, 9.0))))
 
 
 def test_the_map_leaves_as_a_quantitative_series():
