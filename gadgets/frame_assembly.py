@@ -207,11 +207,13 @@ class FrameAssembly(Gadget[ismrmrd.Acquisition]):
             yield self._assembled(frame).on(self.session.device)
 
     def _assembled(self, ended: OpenFrame) -> Frame:
+        reference = most_central(ended.readouts).getHead()
+        reference.idx.average = ended.key.average
         frame = Frame(
             samples=stacked(ended.readouts),
             times=torch.from_numpy(np.stack([readout.times for readout in ended.readouts])),
             space=self._spaces[ended.key.encoding],
-            reference=most_central(ended.readouts).getHead(),
+            reference=reference,
             calibration=self._calibration_of(ended.key),
             history=[*self.session.history],
         )

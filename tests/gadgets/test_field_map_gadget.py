@@ -231,6 +231,15 @@ def test_echoes_of_other_receivers_are_refused():
         mapped(items, session(head_of(times=(4.0, 9.0))))
 
 
+def test_averages_that_are_combined_do_not_part_the_echoes():
+    items = lines()
+    for number, item in enumerate(items):
+        item.idx.average = number % 5 == 0
+    result, *after = run(chain(FieldMap(source="echoes", smoothing=0.0)), items, session(head_of()))
+    assert misfit(result.data) < 0.5
+    assert len(after) == 3
+
+
 def test_the_map_leaves_as_a_quantitative_series():
     image = run([*chain(FieldMap(source="echoes", smoothing=0.0)), ImageExport()], lines(), session(head_of()))[0]
     assert isinstance(image, ismrmrd.Image)

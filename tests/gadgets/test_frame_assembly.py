@@ -279,6 +279,13 @@ def test_averages_in_the_inner_loop_need_no_announcement():
     assert Watched(items, averages(2, limited=False)).summary() == [(7, 0, 0, 0, [0, 0, 1, 1, 2, 2, 3, 3])]
 
 
+def test_a_frame_of_combined_averages_is_of_none_of_them():
+    """The most central line may be of any average; what compares frames must not see that."""
+    items = scan(*[(step, {"average": step // 2}) for step in range(4)])  # step 2 is the central one
+    for treated, averages in (("combine", [0]), ("separate", [0, 1])):
+        assert [frame.reference.idx.average for frame in frames(items, averages=treated, ends="stream")] == averages
+
+
 def test_averages_can_be_images_each():
     items = scan(*[(step, {"average": a}) for a in range(2) for step in range(4)])
     watched = Watched(items, averages(2), averages="separate")
