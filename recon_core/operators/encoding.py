@@ -6,7 +6,7 @@ built once and serves every slice, coil and field map.
 
 from __future__ import annotations
 
-from functools import cached_property
+import threading
 
 import torch
 from torch import Tensor
@@ -36,6 +36,8 @@ class Encoding:
             )
         self.sampling = sampling
         self.functions = functions
+        self._kernels: ToeplitzKernels | None = None
+        self._lock = threading.Lock()
 
     @property
     def terms(self) -> int:
@@ -45,7 +47,7 @@ class Encoding:
     @property
     def nbytes(self) -> int:
         """Memory held, what has not been built yet left out."""
-        parts = (self.sampling, self.functions, vars(self).get("kernels"))
+        parts = (self.sampling, self.functions, self._kernels)
         return sum(part.nbytes for part in parts if part is not None)
 
     def forward(self, terms: Tensor) -> Tensor:
@@ -65,9 +67,19 @@ class Encoding:
             return self.sampling.adjoint(kspace)
         return self.sampling.adjoint(self.functions.weights[term].conj().to(kspace.dtype) * kspace)
 
-    @cached_property
+    @property
     def kernels(self) -> ToeplitzKernels:
-        """Of E^H E."""
+        """Of E^H E; built when they are first asked for, while other threads that ask wait.
+
+        Raises:
+            MemoryError: they do not fit.
+        """
+        with self._lock:
+            if self._kernels is None:
+                self._kernels = self._build()
+            return self._kernels
+
+    def _build(self) -> ToeplitzKernels:
         if self.functions is None:
             ones = torch.ones_like(self.sampling.trajectory[:1])
             return ToeplitzKernels(self.sampling.transfer_functions(ones))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from recon_core.operators.encoding import Encoding
-from recon_core.operators.memory import Batches
+from recon_core.operators.memory import Batches, plan_batches
 
 
 class LinearModel:
@@ -41,6 +43,7 @@ class LinearModel:
         self.coil_maps = coil_maps
         self.field_hz = field_hz
         self._coefficients: Tensor | None = None
+        self._batches: dict[int, Batches] = {}
         if (field_hz is None) != (encoding.functions is None):
             raise ValueError("a field map and an encoding with functions of time need each other, only one was given")
         if field_hz is not None:
@@ -54,8 +57,10 @@ class LinearModel:
 
     def forward(self, image: Tensor) -> Tensor:
         """From `[..., *shape]` to `[..., coil, shot, sample]`. Visits the samples."""
-        terms = self.expand(image)
-        return self.encoding.forward(terms.unsqueeze(self._term_axis) * self._maps_of_terms)
+        terms = self.expand(image).unsqueeze(self._term_axis)
+        maps = self.coil_maps.unsqueeze(self._term_axis - 1)
+        some = torch.split(maps, self._coils_sampled_at_once(image.shape[: self._term_axis + 1]), self._term_axis)
+        return torch.cat([self.encoding.forward(terms * s) for s in some], -3)
 
     def adjoint(self, kspace: Tensor) -> Tensor:
         """From `[..., coil, shot, sample]` to `[..., *shape]`. Visits the samples."""
@@ -69,15 +74,26 @@ class LinearModel:
         """S^H E^H y: from `[..., coil, shot, sample]` to `[..., term, *shape]`.
 
         All that later steps need of the data. Does not depend on the field map.
+
+        Raises:
+            ValueError: the samples are not those of the model.
         """
-        images = [
-            (self.encoding.adjoint(kspace, term) * self.coil_maps.conj()).sum(self._term_axis)
-            for term in range(self.encoding.terms)
-        ]
-        return torch.stack(images, self._term_axis)
+        expected = self.coil_maps.shape[self._term_axis], *self.encoding.sampling.trajectory.shape[1:]
+        if kspace.shape[-3:] != torch.Size(expected):
+            raise ValueError(f"expected samples [..., coil, shot, sample] {list(expected)}, got {list(kspace.shape)}")
+        coils = self._coils_sampled_at_once(kspace.shape[:-3])
+        maps = torch.split(self.coil_maps.conj(), coils, self._term_axis)
+        some = list(zip(torch.split(kspace, coils, -3), maps, strict=True))
+
+        def of_term(term: int) -> Tensor:
+            parts = [(self.encoding.adjoint(y, term) * s).sum(self._term_axis) for y, s in some]
+            return torch.stack(parts).sum(0)
+
+        return torch.stack([of_term(term) for term in range(self.encoding.terms)], self._term_axis)
 
     def residual_images(self, image: Tensor, data_images: Tensor) -> Tensor:
         """S^H E^H (A x - y), from x `[..., *shape]` and y as `data_images`: `[..., term, *shape]`."""
+        self._require_terms(data_images)
         return self.gram(self.expand(image)) - data_images
 
     def image_gradient(self, residual_images: Tensor) -> Tensor:
@@ -88,17 +104,28 @@ class LinearModel:
         """The gradient of |A x - y|^2 with respect to psi, per Hz: real `[..., *shape]`.
 
         Raises:
-            ValueError: the model has no field map.
+            ValueError: the model has no field map, or shapes that do not fit.
         """
+        self._require_terms(residual_images)
         return 2 * (self.slope(image).conj() * residual_images).sum(self._term_axis).real
 
     def expand(self, image: Tensor) -> Tensor:
-        """C x: from `[..., *shape]` to `[..., term, *shape]`."""
+        """C x: from `[..., *shape]` to `[..., term, *shape]`.
+
+        Raises:
+            ValueError: the image has another shape.
+        """
+        _require_shape("an image", image, self._shape, leading=0)
         terms = image.unsqueeze(self._term_axis)
         return terms if self._coefficients is None else terms * self._coefficients
 
     def combine(self, terms: Tensor) -> Tensor:
-        """C^H u: from `[..., term, *shape]` to `[..., *shape]`."""
+        """C^H u: from `[..., term, *shape]` to `[..., *shape]`.
+
+        Raises:
+            ValueError: there are other terms, or images of another shape.
+        """
+        self._require_terms(terms)
         weighted = terms if self._coefficients is None else terms * self._coefficients.conj()
         return weighted.sum(self._term_axis)
 
@@ -110,16 +137,35 @@ class LinearModel:
         """
         if self.field_hz is None or self.encoding.functions is None:
             raise ValueError("a model without a field map has no derivative with respect to one")
+        _require_shape("an image", image, self._shape, leading=0)
         slopes = self.encoding.functions.derivatives(self.field_hz)
         return slopes.movedim(-1, self._term_axis) * image.unsqueeze(self._term_axis)
 
     def gram(self, terms: Tensor) -> Tensor:
-        """S^H E^H E S u of `[..., term, *shape]`, by Toeplitz kernels. Knows no field map."""
-        return self.encoding.kernels.coil_sum(terms, self.coil_maps)
+        """S^H E^H E S u of `[..., term, *shape]`, by Toeplitz kernels. Knows no field map.
 
-    def batches(self, images: int = 1) -> Batches:
-        """How many images and coils are computed at once."""
-        return self.encoding.kernels.batches(images, self.coil_maps.shape[self._term_axis], self.coil_maps.dtype)
+        Raises:
+            ValueError: there are other terms, or images of another shape.
+            MemoryError: a single coil of a single image does not fit.
+        """
+        self._require_terms(terms)
+        images = math.prod(np.broadcast_shapes(terms.shape[: self._term_axis], self._lead))
+        return self.encoding.kernels.coil_sum(terms, self.coil_maps, self.batches(images))
+
+    def batches(self, images: int | None = None) -> Batches:
+        """How many images and coils are computed at once; decided at the first call with each number of images.
+
+        Args:
+            images: as many as there are maps or fields, by default.
+
+        Raises:
+            MemoryError: a single coil of a single image does not fit.
+        """
+        images = images or math.prod(self._lead)
+        if images not in self._batches:
+            coils = self.coil_maps.shape[self._term_axis]
+            self._batches[images] = self.encoding.kernels.batches(images, coils, self.coil_maps.dtype)
+        return self._batches[images]
 
     def norm(self, generator: torch.Generator, iterations: int = 20) -> float:
         """The largest eigenvalue of A^H A, from below, by power iteration.
@@ -128,10 +174,8 @@ class LinearModel:
             generator: of the random start, on the device of the maps.
             iterations: each one normal operation; 20 leave about a percent.
         """
-        fields = () if self.field_hz is None else self.field_hz.shape[: self._term_axis + 1]
-        lead = np.broadcast_shapes(self.coil_maps.shape[: self._term_axis], fields)
         image = torch.randn(
-            *lead, *self._shape, generator=generator, dtype=self.coil_maps.dtype, device=self.coil_maps.device
+            *self._lead, *self._shape, generator=generator, dtype=self.coil_maps.dtype, device=self.coil_maps.device
         )
         norm = 0.0
         for _ in range(iterations):
@@ -141,13 +185,26 @@ class LinearModel:
                 break
         return norm
 
+    def _require_terms(self, terms: Tensor) -> None:
+        expected = self.encoding.terms, *self._shape
+        if terms.shape[self._term_axis :] != torch.Size(expected):
+            raise ValueError(f"expected [..., term, *shape] {list(expected)}, got {list(terms.shape)}")
+
+    def _coils_sampled_at_once(self, lead: tuple[int, ...]) -> int:
+        """How many coils of images with these leading axes; transforms of the samples double each axis."""
+        images = math.prod(np.broadcast_shapes(lead, self._lead))
+        each = images * 2 ** len(self._shape) * math.prod(self._shape) * self.coil_maps.itemsize
+        return plan_batches(1, self.coil_maps.shape[self._term_axis], each, 0, self.coil_maps.device).coils
+
     @property
-    def _maps_of_terms(self) -> Tensor:
-        return self.coil_maps.unsqueeze(self._term_axis - 1)
+    def _lead(self) -> tuple[int, ...]:
+        """The leading axes that maps and field have."""
+        fields = () if self.field_hz is None else self.field_hz.shape[: self._term_axis + 1]
+        return np.broadcast_shapes(self.coil_maps.shape[: self._term_axis], fields)
 
 
 def _require_shape(name: str, x: Tensor, shape: tuple[int, ...], leading: int) -> None:
     """That the last axes of `x` are `shape`, with at least so many before them."""
     if x.shape[-len(shape) :] != torch.Size(shape) or x.ndim < len(shape) + leading:
-        expected = ["...", *["coil"] * leading, *shape]
-        raise ValueError(f"expected {name} {expected} as the sampling operator, got {list(x.shape)}")
+        expected = ", ".join(["...", *["coil"] * leading, *map(str, shape)])
+        raise ValueError(f"expected {name} [{expected}] like the sampling operator, got {list(x.shape)}")

@@ -59,6 +59,20 @@ def plan_batches(images: int, coils: int, each: int, fixed: int, device: torch.d
     return Batches(images_at_once, coils_at_once, HELD * each * images_at_once * coils_at_once + fixed, free)
 
 
+def require_memory(needed: int, what: str, device: torch.device) -> None:
+    """Says what does not fit before it is allocated.
+
+    Raises:
+        MemoryError: it needs more than may be taken of the free memory.
+    """
+    free = free_memory(device)
+    if needed > SHARE * free:
+        raise MemoryError(
+            f"{what} need {_mebibytes(needed)}, more than {SHARE:.0%} of the {_mebibytes(free)} that are free on "
+            f"{device}"
+        )
+
+
 def _even_share(number: int, at_most: int) -> int:
     """The size of the fewest batches of at most so many, when they are as even as can be."""
     return math.ceil(number / math.ceil(number / at_most))

@@ -31,7 +31,8 @@ class TimeFunctions(ABC):
     Attributes:
         weights: w, complex `[term, shot, sample]`.
         low_hz, high_hz: the range of psi for which it holds.
-        error: largest relative error within that range, root mean square over the samples.
+        error: relative error within that range, root mean square over the samples: of a low rank the largest, of
+            segments a bound of it.
         products: real `[product, shot, sample]`; the products conj(w_l) w_l' lie in their span.
         mixing: real `[product, term, term]`, so that conj(w_l) w_l' = sum_m products_m mixing_mll'. None where no
             two functions overlap: then products_l is |w_l|^2.
@@ -78,7 +79,8 @@ class TimeFunctions(ABC):
 
     def _require_range(self, field_hz: Tensor) -> None:
         low, high = (float(x) for x in field_hz.detach().aminmax())
-        if not (low >= self.low_hz - _OUTSIDE and high <= self.high_hz + _OUTSIDE):  # also refuses NaN
+        finite = math.isfinite(low) and math.isfinite(high)
+        if not finite or low < self.low_hz - _OUTSIDE or high > self.high_hz + _OUTSIDE:
             raise ValueError(
                 f"the field map reaches from {low:g} to {high:g} Hz, but the off-resonance model was built for "
                 f"{self.low_hz:g} to {self.high_hz:g} Hz"
@@ -183,9 +185,9 @@ class HardSegments(TimeFunctions):
         member = torch.nn.functional.one_hot(index).movedim(-1, 0).to(precise)
         self._centres_s = (member * precise).sum((1, 2)) / member.sum((1, 2))
         within = precise - self._centres_s[index]
-        reach_hz = max(abs(low_hz), abs(high_hz))
-        worst = (1 - torch.exp(2j * math.pi * reach_hz * within)).abs().square().mean().sqrt()
-        self.error = float(worst) if math.isfinite(reach_hz) else math.sqrt(2)
+        # |1 - exp(i angle)| = 2 sin(angle / 2) grows up to half a turn, which the unbounded range always reaches.
+        half_turns = (max(abs(low_hz), abs(high_hz)) * within.abs()).nan_to_num(0.0).clamp(max=0.5)
+        self.error = float((2 * torch.sin(math.pi * half_turns)).square().mean().sqrt())
         self.products = member.to(times.dtype)
         self.weights = self.products.to(times.dtype.to_complex())
         self.mixing = None
@@ -231,14 +233,25 @@ def _factorise(angle: Tensor, share: Tensor, error: float) -> tuple[Tensor, Tens
 
 
 def _products(functions: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """An orthonormal basis `[product, time]` of all products of two functions, and their coefficients in it."""
+    """An orthonormal basis `[product, time]` of all products of two functions, and their coefficients in it.
+
+    There are far more pairs than dimensions, so the span is first found from random mixtures of pairs (Halko,
+    Martinsson, Tropp, SIAM Rev 53:217, 2011), always the same ones.
+    """
     terms, root = len(functions), share.sqrt()
-    i, j = torch.triu_indices(terms, terms, device=functions.device)
-    left, values, right = torch.linalg.svd(functions[i] * functions[j] * root, full_matrices=False)
+    generator = torch.Generator(functions.device).manual_seed(0)
+    mixtures = torch.randn(
+        2 * terms + 40, terms, terms, generator=generator, dtype=functions.dtype, device=functions.device
+    )
+    sketch = torch.stack([(functions * (mixture @ functions)).sum(0) for mixture in mixtures], 1)
+    span = torch.linalg.qr(root[:, None] * sketch).Q
+    pairs = torch.cat([(functions[k] * functions[k:] * root) @ span for k in range(terms)])
+    left, values, right = torch.linalg.svd(pairs, full_matrices=False)
     rank = int((values > 1e-7 * values[0]).sum())
+    i, j = torch.triu_indices(terms, terms, device=functions.device)
     mixing = functions.new_empty(rank, terms, terms)
     mixing[:, i, j] = mixing[:, j, i] = (left * values)[:, :rank].T
-    return right[:rank] / root, mixing
+    return right[:rank] @ span.T / root, mixing
 
 
 def _chebyshev_series(coefficients: Tensor) -> NDArray[np.complex128]:

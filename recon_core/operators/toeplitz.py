@@ -18,12 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recon_core.operators.memory import Batches, plan_batches
+from recon_core.operators.memory import Batches, plan_batches, require_memory
 
 if TYPE_CHECKING:
     from recon_core.operators.sampling import Sampling
 
-_TILE = 4096  # frequencies whose products stay in the cache of a processor
+_TILES = {"cpu": 2**12, "cuda": 2**18}  # frequencies at once: what a processor's cache holds, what fills a GPU
+
+_WORK = 6  # grids of differences, real ones, that exist while a kernel is made
 
 
 class ToeplitzKernels:
@@ -41,9 +43,8 @@ class ToeplitzKernels:
         self.mixing = mixing
         self._terms = values.shape[1] if mixing is None else mixing.shape[1]
         self._axes = tuple(range(-(values.ndim - 2), 0))
-        self._tile = _TILE if values.device.type == "cpu" else math.prod(values.shape[2:])
+        self._tile = _TILES[values.device.type]
         self._modulations = _modulations(values.shape[0], values.shape[2:], values.dtype, values.device)
-        self._batches: dict[tuple[int, int, torch.dtype], Batches] = {}
 
     @property
     def nbytes(self) -> int:
@@ -51,37 +52,29 @@ class ToeplitzKernels:
         tensors = (self.values, self.mixing, self._modulations)
         return sum(x.nbytes for x in tensors if x is not None)
 
-    def coil_sum(self, terms: Tensor, coil_maps: Tensor) -> Tensor:
+    def coil_sum(self, terms: Tensor, coil_maps: Tensor, at_once: Batches) -> Tensor:
         """`sum_c conj(S_c) K S_c u`: from u `[..., term, *shape]` to the same, coil maps `[..., coil, *shape]`.
 
-        Leading axes broadcast. Coils and images are taken in batches that fit into memory; the result does not depend
-        on them but for rounding.
-
-        Raises:
-            MemoryError: a single coil does not fit.
+        Leading axes broadcast. The result does not depend on the batches but for rounding.
         """
         d = len(self._axes)
         lead = np.broadcast_shapes(terms.shape[: -d - 1], coil_maps.shape[: -d - 1])
-        images = _flat(terms, lead, d).movedim(1, 0)
+        images = _flat(terms.to(terms.dtype.to_complex()), lead, d).movedim(1, 0)
         maps = _flat(coil_maps, lead, d)
-        at_once = self.batches(maps.shape[0], maps.shape[1], terms.dtype)
         some = zip(torch.split(images, at_once.images, 1), torch.split(maps, at_once.images), strict=True)
         parts = [self._coil_sum(*pair, at_once.coils) for pair in some]
         return torch.cat(parts, 1).movedim(0, 1).reshape(*lead, *terms.shape[-d - 1 :])
 
     def batches(self, images: int, coils: int, dtype: torch.dtype) -> Batches:
-        """How many images and coils `coil_sum` takes at once; decided at the first call with each number.
+        """How many images and coils fit into the memory that is free now.
 
         Raises:
             MemoryError: a single coil does not fit.
         """
-        key = images, coils, dtype
-        if key not in self._batches:
-            terms, pixels = self._terms, math.prod(self.values.shape[2:])
-            one = terms * pixels * dtype.itemsize
-            product = 0 if self.mixing is None else terms**2 * min(pixels, self._tile) * self.values.itemsize
-            self._batches[key] = plan_batches(images, coils, one, product, self.values.device)
-        return self._batches[key]
+        pixels = math.prod(self.values.shape[2:])
+        one = self._terms * pixels * dtype.to_complex().itemsize
+        product = 0 if self.mixing is None else self._terms**2 * min(pixels, self._tile) * self.values.itemsize
+        return plan_batches(images, coils, one, product, self.values.device)
 
     def _coil_sum(self, images: Tensor, maps: Tensor, at_once: int) -> Tensor:
         """Of images `[term, image, *shape]` and maps `[image, coil, *shape]`."""
@@ -124,8 +117,20 @@ def doubled_grid(sampling: Sampling, weights: Tensor) -> Tensor:
 
     Returns:
         Real `[2^D, product, *shape]`: the even and odd frequencies of each axis.
+
+    Raises:
+        MemoryError: they do not fit.
     """
-    return torch.stack([_phases(_transfer_function(sampling, w)) for w in weights], 1)
+    doubled = 2 ** len(sampling.shape) * math.prod(sampling.shape) * weights.itemsize
+    require_memory((len(weights) + _WORK) * doubled, "the Toeplitz kernels", weights.device)
+    kernels = weights.new_empty(2 ** len(sampling.shape), len(weights), *sampling.shape)
+    places, phases = difference_blocks(sampling)
+    # Weights are real, so that the differences d and -d are conjugate: half of the blocks are enough.
+    half = [i for i, place in enumerate(places) if place[0].start > 0]
+    for number, w in enumerate(weights):
+        blocks = sampling.adjoint(phases[half] * w) / math.sqrt(math.prod(sampling.shape))
+        kernels[:, number] = _phases(_transfer_function([places[i] for i in half], blocks))
+    return kernels
 
 
 def difference_blocks(sampling: Sampling) -> tuple[list[tuple[slice, ...]], Tensor]:
@@ -144,19 +149,23 @@ def difference_blocks(sampling: Sampling) -> tuple[list[tuple[slice, ...]], Tens
         starts = [n * c for n, c in zip(sampling.shape, corner, strict=True)]
         places.append(tuple(slice(a, a + n) for a, n in zip(starts, sampling.shape, strict=True)))
         centres = [(a - n + n // 2) / n for a, n in zip(starts, sampling.shape, strict=True)]
-        cycles = torch.tensordot(sampling.trajectory.new_tensor(centres).double(), sampling.trajectory.double(), 1)
+        k = sampling.trajectory.double()
+        cycles = torch.tensordot(k.new_tensor(centres), k, 1)
         phases.append(torch.exp(2j * math.pi * cycles))
     return places, torch.stack(phases).to(sampling.trajectory.dtype.to_complex())
 
 
-def _transfer_function(sampling: Sampling, weights: Tensor) -> Tensor:
-    """Of `A^H diag(w) A` for real w `[shot, sample]`: real, `[2 N]` per axis, in the order of the FFT."""
-    places, phases = difference_blocks(sampling)
-    blocks = sampling.adjoint(phases * weights) / math.sqrt(math.prod(sampling.shape))
-    spread = blocks.new_empty([2 * n for n in sampling.shape])
+def _transfer_function(places: list[tuple[slice, ...]], blocks: Tensor) -> Tensor:
+    """Real, `[2 N]` per axis, in the order of the FFT, from the blocks of differences >= 0 along the first axis."""
+    shape = blocks.shape[1:]
+    spread = blocks.new_zeros([2 * n for n in shape])
     for place, block in zip(places, blocks, strict=True):
         spread[place] = block
-    # The operator is Hermitian, so what is imaginary comes from the difference -N alone, which no pair of pixels has.
+    # The difference -N, which no pair of pixels has, stays zero on the side that is filled in.
+    others = (slice(1, None),) * (len(shape) - 1)
+    ahead = spread[(slice(shape[0] + 1, None), *others)]
+    spread[(slice(1, shape[0]), *others)] = ahead.flip(tuple(range(len(shape)))).conj()
+    # The operator is Hermitian, so what is imaginary comes from the difference -N alone.
     kernel: Tensor = torch.fft.fftn(torch.fft.ifftshift(spread)).real
     return kernel
 

@@ -1,4 +1,6 @@
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -202,18 +204,75 @@ def test_many_images_of_one_slice(name):
 
 @pytest.mark.parametrize("coils", [1, 2])
 def test_result_does_not_depend_on_the_coils_taken_at_once(case, coils, monkeypatch):
-    whole = case.model.normal(case.image)
-    one = case.encoding.terms * case.image.numel() * 8
-    monkeypatch.setattr(memory, "LARGEST", coils * one)
-    again = LinearModel(Encoding(case.encoding.sampling, case.encoding.functions), case.maps, case.field)
-    assert again.batches().coils == coils
-    assert relative(again.normal(case.image) - whole, whole) < 1e-6
+    whole = case.model.normal(case.image), case.model.forward(case.image), case.model.adjoint(case.kspace)
+    pixels = case.image.numel() * case.image.itemsize
+    split = LinearModel(case.encoding, case.maps, case.field)
+    monkeypatch.setattr(memory, "LARGEST", coils * case.encoding.terms * pixels)
+    assert split.batches().coils == coils
+    normal = split.normal(case.image)
+    monkeypatch.setattr(memory, "LARGEST", coils * 2**case.image.ndim * pixels)
+    parts = normal, split.forward(case.image), split.adjoint(case.kspace)
+    for found, expected in zip(parts, whole, strict=True):
+        assert relative(found - expected, expected) < 2e-6
 
 
 def test_says_when_a_single_coil_does_not_fit(case, monkeypatch):
+    _ = case.encoding.kernels
     monkeypatch.setattr(memory, "free_memory", lambda device: 1000)
     with pytest.raises(MemoryError, match="one coil of one image needs"):
+        LinearModel(case.encoding, case.maps, case.field).normal(case.image)
+
+
+def test_says_when_the_kernels_do_not_fit(monkeypatch):
+    case = Case("anywhere")
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1000)
+    with pytest.raises(MemoryError, match="the Toeplitz kernels need"):
         case.model.normal(case.image)
+
+
+def test_each_model_decides_by_the_memory_that_is_free_then(case, monkeypatch):
+    one = memory.HELD * case.encoding.terms * case.image.numel() * case.image.itemsize
+    _ = case.encoding.kernels
+    monkeypatch.setattr(memory, "free_memory", lambda device: 2 * (one + 2**20))
+    short = LinearModel(case.encoding, case.maps, case.field)
+    with monkeypatch.context() as shorter:
+        shorter.setattr(memory, "free_memory", lambda device: 2**40)
+        assert LinearModel(case.encoding, case.maps, case.field).batches().coils == COILS
+    assert short.batches().free == 2 * (one + 2**20)
+
+
+def test_threads_that_ask_together_build_the_kernels_once(monkeypatch):
+    case, built = Case("anywhere"), []
+    build = case.encoding._build
+    monkeypatch.setattr(case.encoding, "_build", lambda: (time.sleep(0.05), built.append(1), build())[-1])
+    with ThreadPoolExecutor(4) as pool:
+        kernels = list(pool.map(lambda _: case.encoding.kernels, range(4)))
+    assert len(built) == 1
+    assert all(k is kernels[0] for k in kernels)
+
+
+def test_a_real_image_is_one_without_imaginary_part(case):
+    real = case.image.real.contiguous()
+    whole = case.model.normal(real.to(case.image.dtype))
+    assert relative(case.model.normal(real) - whole, whole) < 1e-6
+    plain = LinearModel(Encoding(case.encoding.sampling), case.maps)
+    twice = plain.adjoint(plain.forward(real))
+    assert relative(plain.normal(real) - twice, twice) < 2e-5
+
+
+def test_refuses_samples_and_images_of_another_scan(case):
+    with pytest.raises(ValueError, match=r"expected samples \[\.\.\., coil, shot, sample\] .* got \[1, "):
+        case.model.adjoint(case.kspace[:1])
+    for wrong in (case.image[..., 1:], case.image[..., :1]):
+        with pytest.raises(ValueError, match="expected an image"):
+            case.model.normal(wrong)
+    data = case.model.data_images(case.kspace)
+    with pytest.raises(ValueError, match=r"expected \[\.\.\., term, \*shape\]"):
+        case.model.residual_images(case.image, case.image)
+    with pytest.raises(ValueError, match=r"expected \[\.\.\., term, \*shape\]"):
+        case.model.image_gradient(case.image)
+    with pytest.raises(ValueError, match=r"expected \[\.\.\., term, \*shape\]"):
+        case.model.field_gradient(data, case.image)
 
 
 def test_norm_covers_every_slice(name):

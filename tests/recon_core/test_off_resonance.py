@@ -1,4 +1,5 @@
 import math
+import time
 
 import pytest
 import torch
@@ -141,6 +142,28 @@ def test_hard_segments_give_each_sample_the_phase_of_its_segment():
     parts = READOUT.tensor_split(5, 1)
     centres = torch.cat([part.mean().expand_as(part) for part in parts], 1)
     torch.testing.assert_close(found, exponentials(centres, field))
+
+
+def test_hard_segments_without_a_range_take_any_field_that_is_finite():
+    segments = HardSegments(READOUT, 5)
+    assert segments.coefficients(torch.tensor([5000.0])).abs().sum() == 5
+    for value in (math.inf, -math.inf, math.nan):
+        with pytest.raises(ValueError, match="reaches from"):
+            segments.coefficients(torch.tensor([0.0, value]))
+
+
+@pytest.mark.parametrize(("number", "reach_hz"), [(5, 700), (3, 90), (40, 300)])
+def test_the_error_of_hard_segments_is_a_bound(number, reach_hz):
+    segments = HardSegments(READOUT, number, -reach_hz, reach_hz)
+    found = errors(segments, READOUT, torch.linspace(-reach_hz, reach_hz, 301, dtype=torch.float64))
+    assert 0.8 * segments.error < found.max() < 1.001 * segments.error
+
+
+def test_products_of_many_functions_are_ready_in_no_time():
+    began = time.perf_counter()
+    functions = LowRank(READOUT[:, ::2], -1900, 1900)
+    assert time.perf_counter() - began < 10  # tens of seconds when all pairs are factorised
+    assert len(functions.products) < 2.5 * len(functions)
 
 
 @pytest.mark.parametrize("number", [10, 20, 40])
