@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 import torch
@@ -23,16 +23,20 @@ from gadgets.trajectory import echo_time_of
 from recon_core.calibration.field_map import FieldEstimate, field_from_echoes
 from recon_core.calibration.smooth_map import smooth_map
 from recon_core.operators.linear_model import LinearModel
+from recon_core.operators.memory import free_memory
 from recon_core.solvers.cg_sense import cg_sense
 
 log = logging.getLogger("spinstream")
 
 ECHOES, NONE = "echoes", "none"
 HZ, RADIANS, PPM = "hz", "rad/s", "ppm"
+OF_MAPS, OF_FILES, OF_ECHOES = ("file", "offset"), ("array", "unit", "field_sign"), ("echoes", "threshold", "smoothing")
+"""Properties that only act on maps made elsewhere, on those in a file, and on those from echoes."""
+
 DEPENDENCIES = ("fieldmap", "b0")
 
-HELD = 1024
-"""Frames that may wait for the other echoes of their slice."""
+SPACING_S = 0.05e-3, 0.1
+"""Shortest and longest time between echoes that can be meant: MRD gives TE in ms, but not everybody who writes it."""
 
 ITERATIONS, TOLERANCE = 10, 1e-3
 """Of the echo images: their common phase matters, not their last detail."""
@@ -94,12 +98,11 @@ class FieldMap(Gadget[Frame]):
         """Finds the map, or reads from the header which echoes will come.
 
         Raises:
-            ValueError: there is a file although the map shall come from elsewhere, the file cannot be used, or the
-                header does not announce echoes.
+            ValueError: a property is set that has no effect, the file cannot be used, or the header does not announce
+                as many echoes as are needed.
         """
         super().open(session)
-        if self.file is not None and self.source != AUTO:
-            raise ValueError(f"the file {self.file.name} is not used with source {self.source}: leave out one of them")
+        self._require_effect()
         self._map = self._found() if self.source == AUTO else None
         self._outside_told = False
         self._expected = announced_echoes(session.header)
@@ -108,8 +111,10 @@ class FieldMap(Gadget[Frame]):
                 "a field map from echoes needs a header that announces them, by sequenceParameters.TE or by the "
                 "encodingLimits of contrast; it announces no more than one"
             )
+        if self.echoes is not None and self.echoes > (self._expected or 0):
+            raise ValueError(f"a map from {self.echoes} echoes is wanted, but the header announces {self._expected}")
         self._waiting: dict[EchoKey, list[Frame]] = {}
-        self._measured: dict[tuple[float, ...], tuple[NDArray[np.float32], Affine]] = {}
+        self._measured: dict[EchoKey, tuple[NDArray[np.float32], Affine]] = {}
 
     def take(self, item: Frame) -> Iterator[object]:
         """Yields the frame with its map; from echoes, all frames of a slice behind their map when the last has come."""
@@ -121,11 +126,35 @@ class FieldMap(Gadget[Frame]):
             yield item
 
     def finish(self) -> Iterator[object]:
-        """Yields the frames of slices of which echoes are missing, and stores the maps that were made."""
-        for frames in self._waiting.values():
-            yield from self._with_map_of_echoes(frames)
-        if self._measured:
-            self._store()
+        """Yields the frames of slices of which echoes are missing, and stores the maps that were made.
+
+        Raises:
+            ValueError: of a slice, there is a single echo only; all other maps are stored.
+        """
+        if self._waiting:
+            key, frames = next(iter(self._waiting.items()))
+            self.session.tell(
+                f"FieldMap: echoes are missing of {len(self._waiting)} image(s) at the end of the stream; {key} has "
+                f"{len(frames)} of the {self._expected} that the header announces. Maps are made from those that came."
+            )
+        try:
+            # What cannot be mapped comes last, and stops nothing else.
+            for frames in sorted(self._waiting.values(), key=len, reverse=True):
+                yield from self._with_map_of_echoes(frames)
+        finally:
+            if self._measured:
+                self._store()
+
+    def _require_effect(self) -> None:
+        """Refuses properties that are set and would do nothing."""
+        idle = {
+            f"with source {self.source}": (*OF_MAPS * (self.source != AUTO), *OF_ECHOES * (self.source != ECHOES)),
+            "without a file": OF_FILES * (self.file is None),
+        }
+        for why, names in idle.items():
+            for name in names:
+                if getattr(self, name) != self.properties()[name].default:
+                    raise ValueError(f"the property {name} is set, but has no effect {why}")
 
     def _found(self) -> FieldMapFile | None:
         if self.file is not None:
@@ -142,7 +171,10 @@ class FieldMap(Gadget[Frame]):
         """What a value of the file is in Hz with our sign."""
         sign = -1.0 if self.field_sign == "+" else 1.0
         if self.unit == PPM:
-            return sign * 1e-6 * float(self.session.header.experimentalConditions.H1resonanceFrequency_Hz)
+            frequency = float(self.session.header.experimentalConditions.H1resonanceFrequency_Hz)
+            if not frequency > 0:
+                raise ValueError(f"ppm need the header's H1resonanceFrequency_Hz, got {frequency:g} Hz")
+            return sign * 1e-6 * frequency
         return sign / (2 * math.pi) if self.unit == RADIANS else sign
 
     def _look_up(self, frame: Frame, stored: FieldMapFile) -> None:
@@ -167,10 +199,12 @@ class FieldMap(Gadget[Frame]):
         frames.append(frame)
         if len(frames) == self._expected:
             yield from self._with_map_of_echoes(self._waiting.pop(key))
-        elif sum(map(len, self._waiting.values())) > HELD:
-            raise ValueError(
-                f"{HELD} frames wait for echoes that do not come: the header announces {self._expected} contrasts, but "
-                f"{key} has {len(frames)}"
+            return
+        held, free = sum(map(_nbytes, chain(*self._waiting.values()))), free_memory(self.session.device)
+        if held > free:
+            raise MemoryError(
+                f"frames of {held >> 20} MiB wait for their other echoes, more than the {free >> 20} MiB that are free "
+                f"besides: the header announces {self._expected} contrasts, {key} has {len(frames)} so far"
             )
 
     def _with_map_of_echoes(self, frames: list[Frame]) -> Iterator[object]:
@@ -178,8 +212,9 @@ class FieldMap(Gadget[Frame]):
         used = sorted(frames, key=self._echo_time)[: self.echoes]
         if len(used) < 2:
             raise ValueError(f"a field map needs two echoes or more, but all that came is {frames[0].label}")
-        images = torch.stack([self._image(frame, used[0]) for frame in used])
         times = [self._echo_time(frame) for frame in used]
+        _check_spacings(times)
+        images = torch.stack([self._image(frame, used[0]) for frame in used])
         estimate = field_from_echoes(images[:, None], times, self.threshold)
         field = estimate.field_hz
         if self.smoothing > 0:
@@ -215,10 +250,10 @@ class FieldMap(Gadget[Frame]):
         return words
 
     def _keep(self, field: Tensor, frame: Frame) -> None:
-        """For later measurements; of repetitions, the last."""
-        affine = affine_of_frame(frame)
-        place = tuple(np.rint(affine * 100).ravel().tolist())
-        self._measured[place] = field.cpu().numpy(), affine
+        """For later measurements; of repetitions, the last, since the slice may have moved."""
+        key = EchoKey.of(frame)._replace(repetition=0)
+        self._measured.pop(key, None)
+        self._measured[key] = field.cpu().numpy(), affine_of_frame(frame)
 
     def _store(self) -> None:
         information = self.session.header.measurementInformation
@@ -244,6 +279,21 @@ def maps_in_coils_of(frame: Frame, other: Frame) -> Tensor:
             f"{own.shape[1]}"
         )
     return torch.einsum("vw,w...->v...", own @ others.mH, other.coil_maps)
+
+
+def _check_spacings(times: list[float]) -> None:
+    shortest, longest = SPACING_S
+    if not all(shortest <= after - before <= longest for before, after in pairwise(times)):
+        listed = ", ".join(f"{time * 1e3:g}" for time in times)
+        raise ValueError(
+            f"expected {shortest * 1e3:g} to {longest * 1e3:g} ms from echo to echo, got echo times of {listed} ms; "
+            "MRD gives TE in milliseconds"
+        )
+
+
+def _nbytes(frame: Frame) -> int:
+    maps = 0 if frame.coil_maps is None else frame.coil_maps.nbytes
+    return int(frame.samples.kspace.nbytes + frame.samples.trajectory.nbytes + maps)
 
 
 def _mixing(frame: Frame) -> Tensor:

@@ -238,6 +238,14 @@ def test_unit_and_sign_of_the_file_become_ours(tmp_path, unit, factor, field_sig
     torch.testing.assert_close(item.field_map, torch.full((20, 24), 3.0 * factor * sign))
 
 
+def test_ppm_of_no_frequency_are_refused(tmp_path):
+    np.savez(tmp_path / "map.npz", np.ones((20, 24)))
+    opened = session(header())
+    opened.header.experimentalConditions.H1resonanceFrequency_Hz = 0
+    with pytest.raises(ValueError, match="ppm need the header's H1resonanceFrequency_Hz, got 0 Hz"):
+        run([FieldMap(file=tmp_path / "map.npz", unit="ppm")], [frame()], opened)
+
+
 @pytest.mark.parametrize(("name", "word"), [("unit", "Tesla"), ("field_sign", "minus"), ("source", "blind")])
 def test_words_that_are_not_known_are_refused(name, word):
     with pytest.raises(ValueError, match=f"expected one of .*, got '{word}'"):

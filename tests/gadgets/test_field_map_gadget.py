@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from pathlib import Path
 
 import ismrmrd
 import numpy as np
@@ -137,9 +139,13 @@ def test_the_history_says_how_the_map_was_made():
 
 
 def test_two_of_three_echoes_at_the_end_make_a_map():
-    result, *after = mapped(frames()[:2])
+    opened = session(head_of())
+    result, *after = mapped(frames()[:2], opened)
     assert misfit(result.data) < 3
     assert len(after) == 2
+    (said,) = opened.tell
+    assert "echoes are missing of 1 image(s)" in said
+    assert "slice 0, repetition 0 has 2 of the 3 that the header announces" in said
 
 
 def test_no_signal_gives_an_empty_map():
@@ -167,11 +173,37 @@ def test_contrasts_without_an_echo_time_are_refused():
         mapped(frames(), session(header(after=te(4.0), limits=limits, **ENCODING)))
 
 
-def test_only_so_many_frames_wait(monkeypatch):
-    monkeypatch.setattr(field_map, "HELD", 3)
-    first_echoes = [frames(reference=of_slice(number))[0] for number in range(4)]
-    with pytest.raises(ValueError, match="3 frames wait for echoes that do not come: the header announces 3 contrasts"):
+def test_frames_wait_as_long_as_there_is_memory(monkeypatch):
+    size = frames()[0].samples.kspace.nbytes
+    monkeypatch.setattr(field_map, "free_memory", lambda device: 8 * size)
+    first_echoes = [frames(reference=of_slice(number))[0] for number in range(8)]
+    with pytest.raises(MemoryError, match="announces 3 contrasts, slice 3, repetition 0 has 1 so far"):
         mapped(first_echoes)
+
+
+def test_all_slices_of_an_echo_may_come_before_the_next_echo():
+    """As many as 400; the frames share their samples here."""
+    arrived = []
+    for echo in frames(times=(4.0, 9.0)):
+        for number in range(400):
+            arrived.append(copy.copy(echo))
+            arrived[-1].reference = of_slice(number)
+            arrived[-1].reference.idx.contrast = echo.reference.idx.contrast
+    gadget = FieldMap(source="echoes")
+    gadget.open(session(head_of(times=(4.0, 9.0))))
+    left = [list(gadget.take(frame)) for frame in arrived[:401]]
+    assert [len(items) for items in left] == [0] * 400 + [3]
+
+
+@pytest.mark.parametrize(("times", "listed"), [
+    ((0.004, 0.009, 0.015), "0.004, 0.009, 0.015 ms"), ((4000.0, 9000.0, 15000.0), "4000, 9000, 15000 ms"),
+    ((4.0, 9.0, math.inf), "4, 9, inf ms"), ((4.0, 4.0, 9.0), "4, 4, 9 ms"),
+], ids=["seconds", "microseconds", "infinite", "twice"])  # fmt: skip
+def test_echo_times_that_are_not_in_milliseconds_are_refused(times, listed):
+    opened = session(head_of())
+    opened.header.sequenceParameters.TE = list(times)
+    with pytest.raises(ValueError, match=f"0.05 to 100 ms from echo to echo, got echo times of {listed}; MRD gives TE"):
+        mapped(frames(), opened)
 
 
 # In a chain
@@ -315,9 +347,41 @@ def test_ids_from_the_network_stay_in_the_state_folder(tmp_path, name):
     assert len(place.name) < 100
 
 
-def test_a_file_and_another_source_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"the file map\.npz is not used with source echoes"):
-        mapped([], file=tmp_path / "map.npz")
+def test_a_single_echo_at_the_end_does_not_take_the_other_maps_along(tmp_path):
+    items = [frames(reference=of_slice(2))[0], *frames(reference=of_slice(0)), *frames(reference=of_slice(1))[:2]]
+    with pytest.raises(ValueError, match="all that came is slice 2, contrast 0"):
+        mapped(items, session(head_of("b0 scan"), state_folder=tmp_path))
+    with np.load(stored_at(tmp_path, "b0 scan")) as file:
+        assert len(file["field_map_hz"]) == 2
+
+
+def test_a_slice_that_moves_is_stored_where_it_was_last(tmp_path):
+    items = []
+    for repetition, distance in enumerate((0.0, 0.5, 1.2)):
+        reference = of_slice(0, repetition)
+        reference.position = (10.0, 20.0, distance)
+        items += frames(reference=reference, field=FIELD + 25 * repetition)
+    mapped(items, session(head_of("b0 scan"), state_folder=tmp_path), smoothing=0.0)
+    with np.load(stored_at(tmp_path, "b0 scan")) as file:
+        assert len(file["field_map_hz"]) == 1
+        assert misfit(file["field_map_hz"][0], FIELD + 50) < 0.02
+
+
+@pytest.mark.parametrize(("properties", "message"), [
+    ({"file": Path("map.npz")}, "file is set, but has no effect with source echoes"),
+    ({"file": Path("map.npz"), "source": "none"}, "file is set, but has no effect with source none"),
+    ({"offset": 100.0}, "offset is set, but has no effect with source echoes"),
+    ({"unit": "ppm", "source": "auto"}, "unit is set, but has no effect without a file"),
+    ({"field_sign": "+", "source": "auto"}, "field_sign is set, but has no effect without a file"),
+    ({"array": "b0"}, "array is set, but has no effect without a file"),
+    ({"echoes": 2, "source": "auto"}, "echoes is set, but has no effect with source auto"),
+    ({"smoothing": 0.0, "source": "auto"}, "smoothing is set, but has no effect with source auto"),
+    ({"threshold": 0.5, "source": "none"}, "threshold is set, but has no effect with source none"),
+    ({"echoes": 7}, "a map from 7 echoes is wanted, but the header announces 3"),
+])  # fmt: skip
+def test_settings_without_effect_are_refused(properties, message):
+    with pytest.raises(ValueError, match=message):
+        mapped([], **properties)
 
 
 def test_the_phantom_has_the_field_of_the_test():
