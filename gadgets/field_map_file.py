@@ -107,36 +107,39 @@ class FieldMapFile:
     def at(self, frame: Frame) -> tuple[Tensor, float]:
         """The map on the encoded grid of a frame, and the part of its voxels that lie outside of the map.
 
-        Voxels outside get the value of the map's edge.
+        Voxels outside get the value of the map's edge. Of volumes that overlap, the one counts that holds most of the
+        frame, then the one whose centre is closest, then the later one.
 
         Raises:
-            ValueError: the whole frame lies outside.
+            ValueError: the whole frame lies outside, or it is not clear where a map without geometry belongs.
         """
-        best: tuple[float, Tensor] | None = None
-        for volume in self.volumes:
-            values, affine = self._placed(volume, frame)
-            points = _voxels(affine, frame)
-            size = torch.tensor(values.shape)
-            outside = ((points < -EDGE) | (points > size - 1 + EDGE)).any(-1).double().mean().item()
-            if best is None or outside < best[0]:
-                best = outside, interpolated(torch.from_numpy(values), points)
-        assert best is not None
-        outside, found = best
+        places = [self._placed(volume, frame) for volume in self.volumes]
+        closeness = [
+            (*_distance(values.shape, affine, frame), -number) for number, (values, affine) in enumerate(places)
+        ]
+        outside, _, last = min(closeness)
         if outside == 1:
             position = ", ".join(f"{x:.1f}" for x in frame.reference.position)
             raise ValueError(f"{frame.label} at ({position}) mm lies outside of the field map {self.name}")
+        values, affine = places[-last]
+        found = interpolated(torch.from_numpy(values), _voxels(affine, frame))
         return found.reshape(frame.space.shape).to(frame.samples.kspace.device), outside
 
     def _placed(self, volume: FieldVolume, frame: Frame) -> tuple[NDArray[np.float32], Affine]:
-        """A volume with geometry as it is; without, it is where the frame is."""
+        """A volume with geometry as it is; without, it is where the frame is, or the slice of the frame's number."""
         if volume.affine is not None:
             return volume.values, volume.affine
-        space, values = frame.space, volume.values
+        space, values, number = frame.space, volume.values, frame.reference.idx.slice
+        slices = f"{len(values)} slice{'s' * (len(values) > 1)}"
         if len(space.shape) == 2:
-            number = frame.reference.idx.slice if len(values) > 1 else 0
             if number >= len(values):
-                raise ValueError(f"the field map {self.name} has {len(values)} slices, but no slice {number}")
+                raise ValueError(f"the field map {self.name} has {slices}, but no slice {number}, and no geometry")
             values = values[number : number + 1]
+        elif number or len(values) == 1:
+            raise ValueError(
+                f"the field map {self.name} of {slices} has no geometry to bring it to {frame.label}, a volume of "
+                f"{space.shape[0]} partitions"
+            )
         return values, affine_lps(frame.reference, values.shape[::-1], space.recon_fov_mm[::-1])
 
 
@@ -146,6 +149,19 @@ def _voxels(affine: Affine, frame: Frame) -> Tensor:
     z, y, x = np.meshgrid(*(np.arange(n) for n in frame.space.encoded_matrix), indexing="ij")
     points = np.stack([x, y, z], axis=-1) @ between[:3, :3].T + between[:3, 3]
     return torch.from_numpy(points[..., ::-1].copy())
+
+
+def _distance(shape: tuple[int, ...], affine: Affine, frame: Frame) -> tuple[float, float]:
+    """The part of a frame that lies outside of a volume, and the distance of their centres in hundredths of mm."""
+    points = _voxels(affine, frame)
+    outside = ((points < -EDGE) | (points > torch.tensor(shape) - 1 + EDGE)).any(-1).double().mean().item()
+    apart = _middle(affine, shape) - _middle(affine_of_frame(frame), frame.space.encoded_matrix)
+    return outside, float(np.rint(100 * np.linalg.norm(apart)))
+
+
+def _middle(affine: Affine, shape: tuple[int, ...]) -> Affine:
+    """Of a block of voxels `[z, y, x]`, in mm."""
+    return np.asarray(affine @ [*((n - 1) / 2 for n in shape[::-1]), 1])
 
 
 def _filled(volume: FieldVolume) -> FieldVolume:
@@ -279,8 +295,12 @@ def save_slices(path: Path, slices: Sequence[tuple[NDArray[np.float32], Affine]]
     path.parent.mkdir(parents=True, exist_ok=True)
     values, affines = (np.stack(part) for part in zip(*slices, strict=True))
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
-        np.savez(file, field_map_hz=values, affine_lps=affines)
-    Path(file.name).replace(path)
+        written = Path(file.name)
+    try:
+        np.savez(written, field_map_hz=values, affine_lps=affines)
+        written.replace(path)
+    finally:
+        written.unlink(missing_ok=True)
 
 
 def stored_at(state_folder: Path, measurement_id: str) -> Path:

@@ -14,6 +14,7 @@ import torch
 from gadgets.field_map import FieldMap
 from gadgets.field_map_file import FieldMapFile, save_slices
 from gadgets.frame import Frame, Samples, SeriesImage, Space
+from gadgets.geometry import affine_of_frame
 from gadgets.image_export import ImageExport
 from pipelines.sinks.geometry import affine_lps
 from pipelines.sinks.mrd import MrdSink
@@ -22,6 +23,7 @@ from image_items import OBLIQUE, mrd_image
 from scans import header, run, session
 
 SPACE = Space((1, 20, 24), (4.0, 200.0, 240.0), (1, 20, 24), (4.0, 200.0, 240.0))
+VOLUME = Space((6, 10, 12), (24.0, 100.0, 120.0), (6, 10, 12), (24.0, 100.0, 120.0))
 CENTRE = np.array([12.0, -8.0, 30.0])
 
 
@@ -84,7 +86,7 @@ def test_a_nifti_volume_is_met_at_the_place_in_the_patient(tmp_path, name):
 def test_a_three_dimensional_frame_is_met_too(tmp_path):
     affine = wide_affine()
     nib.save(nib.Nifti1Image(volume(affine, (50, 50, 40)), np.diag([-1, -1, 1, 1]) @ affine), tmp_path / "map.nii")
-    item = frame(space=Space((6, 10, 12), (24.0, 100.0, 120.0), (6, 10, 12), (24.0, 100.0, 120.0)))
+    item = frame(space=VOLUME)
     looked_up(tmp_path / "map.nii", item)
     assert item.field_map.shape == (6, 10, 12)
     np.testing.assert_allclose(item.field_map, truth(item), atol=1e-3)
@@ -175,6 +177,49 @@ def test_slices_with_geometry_are_met_by_their_place(tmp_path):
     np.testing.assert_allclose(own.field_map, truth(own), atol=1e-3)
     with pytest.raises(ValueError, match="lies outside"):
         looked_up(tmp_path / "map.npz", frame(at=CENTRE + 12 * OBLIQUE[:, 2]))
+
+
+@pytest.mark.parametrize(("offsets", "values"), [
+    ((0.0, 1.5, 10.0), (100, 200, 300)), ((10.0, 1.5, 0.0), (300, 200, 100)), ((0.0, 0.5, 1.2), (0, 25, 60)),
+])  # fmt: skip
+def test_of_slices_that_overlap_the_closest_counts(tmp_path, offsets, values):
+    items = [frame(at=CENTRE + z * OBLIQUE[:, 2]) for z in offsets]
+    slices = [(np.full((20, 24), v, np.float32), affine_of_frame(f)) for f, v in zip(items, values, strict=True)]
+    save_slices(tmp_path / "map.npz", slices)
+    looked_up(tmp_path / "map.npz", *items)
+    assert [float(item.field_map.mean()) for item in items] == list(values)
+
+
+def test_of_slices_equally_close_the_later_counts(tmp_path):
+    below, above, far = (frame(at=CENTRE + z * OBLIQUE[:, 2]) for z in (-1.0, 1.0, 10.0))
+    for order in ((below, above), (above, below)):
+        placed = [affine_of_frame(item) for item in (*order, far)]
+        save_slices(tmp_path / "map.npz", [(np.full((20, 24), v, np.float32), a) for v, a in enumerate(placed)])
+        item = frame()
+        looked_up(tmp_path / "map.npz", item)
+        assert torch.all(item.field_map == 1)
+
+
+@pytest.mark.parametrize(("shape", "item", "message"), [
+    ((20, 24), frame(number=2), "has 1 slice, but no slice 2, and no geometry"),
+    ((1, 20, 24), frame(number=2), "has 1 slice, but no slice 2, and no geometry"),
+    ((10, 12), frame(space=VOLUME), "of 1 slice has no geometry to bring it to slice 0, .* a volume of 6 partitions"),
+    ((6, 10, 12), frame(space=VOLUME, number=1), "of 6 slices has no geometry to bring it to slice 1"),
+])  # fmt: skip
+def test_a_map_without_geometry_serves_nothing_but_its_own_slices(tmp_path, shape, item, message):
+    np.savez(tmp_path / "map.npz", np.ones(shape))
+    with pytest.raises(ValueError, match=rf"map\.npz {message}"):
+        looked_up(tmp_path / "map.npz", item)
+
+
+def test_nothing_is_left_of_a_map_that_could_not_be_stored(tmp_path, monkeypatch):
+    def full(*args, **arrays):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="no space left"):
+        save_slices(tmp_path / "map.npz", [(np.ones((4, 4), np.float32), np.eye(4))])
+    assert not list(tmp_path.iterdir())
 
 
 def test_unknown_voxels_are_filled_from_their_neighbours(tmp_path):
