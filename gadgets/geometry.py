@@ -1,7 +1,9 @@
-"""Where the pixels of frames and of MRD images lie in the patient.
+"""Where the pixels of frames and of MRD images lie in the patient: the one place that knows.
 
-The position that MRD gives is the centre of the field of view, and that is the pixel `N // 2` of every axis, where a
-centred FFT puts it. x runs along `read_dir`, y along `phase_dir`, z along `slice_dir`; all in LPS millimetres.
+The position that MRD gives is the centre of the field of view, and that is the pixel `N // 2` of every axis, because
+that is where a centred FFT puts it. So the corner pixel (0, 0, 0) lies at the position minus `N // 2` pixels along each
+direction, for even and odd N alike. x runs along `read_dir`, y along `phase_dir`, z along `slice_dir`; all in LPS
+millimetres (L, P, S positive), the coordinates of MRD and DICOM.
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ def affine_lps(head: Any, matrix: Sequence[int], fov_mm: Sequence[float]) -> Aff
         matrix: voxels along x, y, z.
         fov_mm: their field of view along x, y, z.
 
+    Returns:
+        Matrix `[4, 4]`.
+
     Raises:
         ValueError: the directions are not orthogonal unit vectors, or a number is not finite.
     """
@@ -43,13 +48,17 @@ def affine_lps(head: Any, matrix: Sequence[int], fov_mm: Sequence[float]) -> Aff
 
 
 def affine_of_frame(frame: Frame) -> Affine:
-    """Of the voxels of the encoded grid."""
+    """Of the voxels of the encoded grid, as `affine_lps`.
+
+    Raises:
+        ValueError: from `affine_lps`.
+    """
     space = frame.space
     return affine_lps(frame.reference, space.encoded_matrix[::-1], space.encoded_fov_mm[::-1])
 
 
 def affine_of_image(head: ismrmrd.ImageHeader) -> Affine:
-    """Of the voxels of an MRD image.
+    """Of the voxels of an MRD image, as `affine_lps`.
 
     Raises:
         ValueError: it has no field of view, or from `affine_lps`.

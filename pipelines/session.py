@@ -23,15 +23,12 @@ from recon_core.cache import ContentCache
 log = logging.getLogger("spinstream")
 
 CACHE_SHARE = 0.125
-"""Of the memory of the machine, or of its CUDA device where that is less: room for some hundred two-dimensional
-trajectories on a laptop, and small beside what a reconstruction needs."""
+"""Of the memory of the machine, or of its CUDA device where that is used and has less: room for some hundred
+two-dimensional trajectories on a laptop, and small beside what a reconstruction needs."""
 
 
 def _cache() -> ContentCache:
-    memories = [psutil.virtual_memory().total]
-    if torch.cuda.is_available():
-        memories.append(torch.cuda.get_device_properties(0).total_memory)
-    return ContentCache(int(CACHE_SHARE * min(memories)))
+    return ContentCache(int(CACHE_SHARE * psutil.virtual_memory().total))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +50,11 @@ class Site:
     definitions: tuple[Path, ...] = (DEFINITIONS,)
     registry: Registry = field(default_factory=installed_gadgets)
     cache: ContentCache = field(default_factory=_cache, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.device != "cpu" and torch.cuda.is_available():
+            memory = torch.cuda.get_device_properties(0).total_memory
+            self.cache.limit_bytes = min(self.cache.limit_bytes, int(CACHE_SHARE * memory))
 
     def torch_device(self) -> torch.device:
         """The device to compute on.

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import ismrmrd
 import psutil
+import pytest
+import torch
 
 from gadgets.gadget import ACQUISITIONS, Gadget
 from gadgets.imaging_model import encoding_of
 from pipelines.definition import parse_definition
-from pipelines.session import open_chain, read_header
+from pipelines.session import Site, open_chain, read_header
 from recon_core.cache import ContentCache
 
 from mrd_items import HEADER_XML, acquisition, configuration
@@ -51,6 +54,14 @@ def test_so_do_sessions_at_the_same_time(site):
 def test_sites_share_nothing(site):
     first = encoding_in_a_session(site)
     assert encoding_in_a_session(replace(site, cache=ContentCache(2**20))) is not first
+
+
+@pytest.mark.parametrize(("device", "limit"), [("cpu", 2**20), ("auto", 2**17), ("cuda", 2**17)])
+def test_the_cache_fits_the_device_that_is_used(monkeypatch, device, limit):
+    """A site for the processor leaves the CUDA device alone, which to ask costs memory on it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=2**20))
+    assert Site(device=device, cache=ContentCache(2**20)).cache.limit_bytes == limit
 
 
 def test_the_cache_leaves_most_of_the_memory_to_others(site):
