@@ -57,9 +57,10 @@ def field_from_echoes(echoes: Tensor, times: Sequence[float], threshold: float =
             noise as well, which is measured from the images.
 
     Raises:
-        ValueError: there are fewer than two echoes, the times do not fit or do not rise, or the echoes are not finite.
+        ValueError: there are fewer than two echoes, the times do not fit or do not rise, the last axis has fewer than 4
+            pixels, the threshold is not from 0 to 1, or the echoes are not finite.
     """
-    _check(echoes, times)
+    _check(echoes, times, threshold)
     strength = echoes.abs().square().sum(1)
     magnitude = strength.mean(0).sqrt()
     signal = _signal(magnitude, _noise(echoes), threshold)
@@ -75,7 +76,7 @@ def field_from_echoes(echoes: Tensor, times: Sequence[float], threshold: float =
     return FieldEstimate(field * signal, deviation, regions, resolved)
 
 
-def _check(echoes: Tensor, times: Sequence[float]) -> None:
+def _check(echoes: Tensor, times: Sequence[float], threshold: float) -> None:
     if echoes.ndim < 3 or not echoes.is_complex():
         raise ValueError(f"expected complex echoes [echo, coil, *shape], got {echoes.dtype} {list(echoes.shape)}")
     if len(echoes) < 2 or len(times) != len(echoes):
@@ -84,7 +85,9 @@ def _check(echoes: Tensor, times: Sequence[float]) -> None:
         listed = ", ".join(f"{time * 1e3:g}" for time in times)
         raise ValueError(f"expected echo times that rise from echo to echo, got {listed} ms")
     if echoes.shape[-1] < 4:
-        raise ValueError(f"expected at least 4 pixels along each axis, got {list(echoes.shape[2:])}")
+        raise ValueError(f"expected at least 4 pixels along the last axis, got {list(echoes.shape[2:])}")
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"expected a threshold from 0 to 1, got {threshold:g}")
     if not torch.isfinite(echoes).all():
         raise ValueError("the echo images hold values that are not finite")
 

@@ -124,12 +124,25 @@ def test_no_signal_gives_an_empty_map():
     assert not found.resolved
 
 
+@pytest.mark.parametrize("shape", [(1, 24), (2, 3, 24)])
+def test_other_axes_may_be_short(shape):
+    field = 3 * torch.arange(24.0, dtype=torch.float64).expand(shape)
+    data = torch.stack([torch.exp(-2j * math.pi * field * t) for t in TWO])[:, None]
+    assert (field_from_echoes(data, TWO).field_hz - field).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("threshold", [math.nan, -0.1, 1.1])
+def test_a_threshold_that_is_no_part_is_refused(threshold):
+    with pytest.raises(ValueError, match=f"a threshold from 0 to 1, got {threshold:g}"):
+        field_from_echoes(echoes(20 + X, TWO), TWO, threshold)
+
+
 @pytest.mark.parametrize(("data", "times", "message"), [
     (torch.ones(2, 1, 8, 8), TWO, "expected complex echoes"),
     (torch.ones(1, 1, 8, 8) * 1j, TWO[:1], "two echoes or more and a time of each, got 1 and 1"),
     (torch.ones(3, 1, 8, 8) * 1j, TWO, "got 3 and 2"),
     (torch.ones(2, 1, 8, 8) * 1j, (5e-3, 5e-3), "that rise from echo to echo, got 5, 5 ms"),
-    (torch.ones(2, 1, 8, 2) * 1j, TWO, "at least 4 pixels"),
+    (torch.ones(2, 1, 8, 2) * 1j, TWO, "at least 4 pixels along the last axis"),
     (torch.full((2, 1, 8, 8), complex(math.nan)), TWO, "not finite"),
 ])  # fmt: skip
 def test_mistakes(data, times, message):
