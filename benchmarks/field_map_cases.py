@@ -160,7 +160,8 @@ def echoes(folder: Path) -> dict[str, torch.Tensor]:
         same, raw_rms = (float(x.square().mean().sqrt()) for x in (difference[~alias], difference))
         print(
             f"three echoes, {name:20s}: RMS difference {raw_rms:.2f} Hz; {int(alias.sum())} of {len(alias)} pixels lie "
-            f"on another multiple of {ALIAS_HZ:g} Hz; the others {same:.2f} Hz, median {difference.abs().median():.3f} Hz"
+            f"on another multiple of {ALIAS_HZ:g} Hz; the others {same:.2f} Hz, median "
+            f"{difference.abs().median():.3f} Hz"
         )
     shown = {name: torch.where(mask, field, torch.nan) for name, field in {"stored map": truth, **found}.items()}
     return {f"{name} (Hz)": field for name, field in shown.items()}

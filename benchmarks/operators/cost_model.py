@@ -17,10 +17,10 @@ from recon_core.operators.linear_model import LinearModel
 class Work:
     """Of one normal operator: operations of the Fourier transforms and of the products, bytes of the other passes.
 
-    With P phases (2^D for a trajectory off the grid), L terms, C coils, S slices, N pixels, M products:
-    2 P L C S transforms of 5 N log2 N operations; per phase and frequency the L x L matrix from M products, 2 M L^2
-    for each batch of coils, and that matrix times C S complex columns, 4 L^2 C S; and the products with maps and their
-    adjoints, which read and write 8 bytes for each of the P L C S N complex numbers.
+    With P phases (2^D for a trajectory off the grid), L terms, C coils, S slices, N pixels, J nodes: 2 P L C S
+    transforms of 5 N log2 N operations; per phase, frequency, coil and slice a J x L and an L x J real matrix times a
+    complex column, 8 J L; and the products with maps and their adjoints, which read and write 8 bytes for each of the
+    P L C S N complex numbers.
     """
 
     transforms: float
@@ -31,14 +31,12 @@ class Work:
 def work(model: LinearModel, slices: int) -> Work:
     """Counts."""
     kernels = model.encoding.kernels
-    phases, products, *shape = kernels.values.shape
+    phases, nodes, *shape = kernels.values.shape
     terms, coils, pixels = model.encoding.terms, model.coil_maps.shape[-3], math.prod(shape)
-    at_once = kernels.batches(slices, coils, model.coil_maps.dtype)
-    batches = math.ceil(slices / at_once.images) * math.ceil(coils / at_once.coils)
     numbers = phases * terms * coils * slices * pixels
     return Work(
         transforms=2 * numbers * 5 * math.log2(pixels),
-        products=phases * pixels * (2 * products * terms**2 * batches + 4 * terms**2 * coils * slices),
+        products=8 * nodes * numbers,
         passes=2 * 2 * 8 * numbers,
     )
 

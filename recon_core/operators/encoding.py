@@ -84,4 +84,4 @@ class Encoding:
             ones = torch.ones_like(self.sampling.trajectory[:1])
             return ToeplitzKernels(self.sampling.transfer_functions(ones))
         values = self.sampling.transfer_functions(self.functions.products)
-        return ToeplitzKernels(values, self.functions.mixing)
+        return ToeplitzKernels(values, self.functions.nodes)

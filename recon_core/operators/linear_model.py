@@ -194,7 +194,7 @@ class LinearModel:
         """How many coils of images with these leading axes; transforms of the samples double each axis."""
         images = math.prod(np.broadcast_shapes(lead, self._lead))
         each = images * 2 ** len(self._shape) * math.prod(self._shape) * self.coil_maps.itemsize
-        return plan_batches(1, self.coil_maps.shape[self._term_axis], each, 0, self.coil_maps.device).coils
+        return plan_batches(1, self.coil_maps.shape[self._term_axis], each, self.coil_maps.device).coils
 
     @property
     def _lead(self) -> tuple[int, ...]:

@@ -33,30 +33,29 @@ class Batches(NamedTuple):
         return f"{images} x {coils} at once, {_mebibytes(self.needed)} of {_mebibytes(self.free)} free"
 
 
-def plan_batches(images: int, coils: int, each: int, fixed: int, device: torch.device) -> Batches:
+def plan_batches(images: int, coils: int, each: int, device: torch.device) -> Batches:
     """The largest batches that fit: all coils of some images, or some coils of one image.
 
     Args:
         images, coils: how many there are.
         each: bytes of one array for one coil of one image.
-        fixed: bytes needed besides.
         device: where.
 
     Raises:
         MemoryError: a single coil of a single image does not fit.
     """
     free = free_memory(device)
-    fitting = (int(SHARE * free) - fixed) // (HELD * each)
+    fitting = int(SHARE * free) // (HELD * each)
     if fitting < 1:
         raise MemoryError(
-            f"one coil of one image needs {_mebibytes(HELD * each + fixed)}, more than {SHARE:.0%} of the "
+            f"one coil of one image needs {_mebibytes(HELD * each)}, more than {SHARE:.0%} of the "
             f"{_mebibytes(free)} that are free on {device}"
         )
     if device.type == "cpu":
         fitting = max(1, min(fitting, LARGEST // each))
     coils_at_once = _even_share(coils, fitting)
     images_at_once = _even_share(images, fitting // coils) if coils_at_once == coils else 1
-    return Batches(images_at_once, coils_at_once, HELD * each * images_at_once * coils_at_once + fixed, free)
+    return Batches(images_at_once, coils_at_once, HELD * each * images_at_once * coils_at_once, free)
 
 
 def require_memory(needed: int, what: str, device: torch.device) -> None:

@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 
 import numpy as np
+import scipy.linalg
 import torch
 from numpy.polynomial import chebyshev
 from numpy.typing import NDArray
@@ -33,9 +34,9 @@ class TimeFunctions(ABC):
         low_hz, high_hz: the range of psi for which it holds.
         error: relative error within that range, root mean square over the samples: of a low rank the largest, of
             segments a bound of it.
-        products: real `[product, shot, sample]`; the products conj(w_l) w_l' lie in their span.
-        mixing: real `[product, term, term]`, so that conj(w_l) w_l' = sum_m products_m mixing_mll'. None where no
-            two functions overlap: then products_l is |w_l|^2.
+        products: q, real `[node, shot, sample]`.
+        nodes: P, real `[node, term]`, so that conj(w_l) w_l' = sum_j q_j P_jl P_jl'. None where no two functions
+            overlap: then q_l is |w_l|^2 and P the identity.
     """
 
     weights: Tensor
@@ -43,7 +44,7 @@ class TimeFunctions(ABC):
     high_hz: float
     error: float
     products: Tensor
-    mixing: Tensor | None
+    nodes: Tensor | None
 
     def coefficients(self, field_hz: Tensor) -> Tensor:
         """c of each pixel: from psi in Hz, `[...]`, to complex `[..., term]`.
@@ -75,7 +76,7 @@ class TimeFunctions(ABC):
     @property
     def nbytes(self) -> int:
         """Memory held."""
-        return sum(x.nbytes for x in (self.weights, self.products, self.mixing) if x is not None)
+        return sum(x.nbytes for x in (self.weights, self.products, self.nodes) if x is not None)
 
     def _require_range(self, field_hz: Tensor) -> None:
         low, high = (float(x) for x in field_hz.detach().aminmax())
@@ -94,8 +95,8 @@ class LowRank(TimeFunctions):
     Trans Med Imaging 22:178, 2003; Fessler et al., IEEE Trans Signal Process 53:3393, 2005.)
 
     Around the middle frequency the singular vectors are real, so that w_l is a real function times one carrier, and the
-    products conj(w_l) w_l' are real. The products span about twice the time-bandwidth of the functions, far fewer
-    dimensions than there are pairs.
+    products conj(w_l) w_l' are real. The products have about twice the time-bandwidth of the functions, and far fewer
+    dimensions than there are pairs: they are known from their values at so many times, the nodes.
     """
 
     def __init__(self, times: Tensor, low_hz: float, high_hz: float, error: float = DEFAULT_ERROR) -> None:
@@ -129,11 +130,11 @@ class LowRank(TimeFunctions):
         functions, coefficients, self.error = _factorise(angle, share, error)
 
         carrier = torch.polar(torch.ones_like(unique), -2 * math.pi * self._middle_hz * unique)
-        products, mixing = _products(functions, share)
+        products, nodes = _products(functions, share, min(1e-2 * error, 1e-5))
         precision = times.dtype
         self.weights = (carrier * functions)[:, where].to(precision.to_complex())
         self.products = products[:, where].to(precision)
-        self.mixing = mixing.to(precision)
+        self.nodes = nodes.to(precision)
         self._series = _chebyshev_series(coefficients)
 
     def _coefficients(self, field_hz: Tensor) -> Tensor:
@@ -190,7 +191,7 @@ class HardSegments(TimeFunctions):
         self.error = float((2 * torch.sin(math.pi * half_turns)).square().mean().sqrt())
         self.products = member.to(times.dtype)
         self.weights = self.products.to(times.dtype.to_complex())
-        self.mixing = None
+        self.nodes = None
 
     def _coefficients(self, field_hz: Tensor) -> Tensor:
         angle = -2 * math.pi * field_hz[..., None] * self._centres_s.to(field_hz)
@@ -232,26 +233,36 @@ def _factorise(angle: Tensor, share: Tensor, error: float) -> tuple[Tensor, Tens
     return (left / root).T[:terms], coefficients[:terms], float(missing[terms - 1])
 
 
-def _products(functions: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """An orthonormal basis `[product, time]` of all products of two functions, and their coefficients in it.
+def _products(functions: Tensor, share: Tensor, error: float) -> tuple[Tensor, Tensor]:
+    """Interpolates all products of two functions between few times.
 
-    There are far more pairs than dimensions, so the span is first found from random mixtures of pairs (Halko,
-    Martinsson, Tropp, SIAM Rev 53:217, 2011), always the same ones.
+    There are far more pairs than dimensions, so their span is first found from random mixtures (Halko, Martinsson,
+    Tropp, SIAM Rev 53:217, 2011), always the same ones; the times are the pivots of its QR factorisation (Drmac,
+    Gugercin, SIAM J Sci Comput 38:A631, 2016).
+
+    Args:
+        functions: real `[term, time]`.
+        share: of all samples that have each time, `[time]`.
+        error: of the products, relative to the largest.
+
+    Returns:
+        q `[node, time]` and P `[node, term]`, the functions at the nodes, so that the product of functions l and l' is
+        sum_j q_j P_jl P_jl'.
     """
-    terms, root = len(functions), share.sqrt()
+    terms, root = len(functions), share.sqrt()[:, None]
     generator = torch.Generator(functions.device).manual_seed(0)
     mixtures = torch.randn(
         2 * terms + 40, terms, terms, generator=generator, dtype=functions.dtype, device=functions.device
     )
     sketch = torch.stack([(functions * (mixture @ functions)).sum(0) for mixture in mixtures], 1)
-    span = torch.linalg.qr(root[:, None] * sketch).Q
-    pairs = torch.cat([(functions[k] * functions[k:] * root) @ span for k in range(terms)])
-    left, values, right = torch.linalg.svd(pairs, full_matrices=False)
-    rank = int((values > 1e-7 * values[0]).sum())
-    i, j = torch.triu_indices(terms, terms, device=functions.device)
-    mixing = functions.new_empty(rank, terms, terms)
-    mixing[:, i, j] = mixing[:, j, i] = (left * values)[:, :rank].T
-    return right[:rank] @ span.T / root, mixing
+    span = torch.linalg.qr(root * sketch).Q
+    pairs = torch.cat([(functions[k] * functions[k:]) @ (root * span) for k in range(terms)])
+    _, values, right = torch.linalg.svd(pairs, full_matrices=False)
+    rank = int((values > error * values[0]).sum())
+    basis = span @ right[:rank].T / root  # [time, rank]
+    pivots = scipy.linalg.qr(basis.T.cpu().numpy(), mode="r", pivoting=True)[1][:rank].copy()
+    times = torch.from_numpy(pivots).to(functions.device)
+    return torch.linalg.solve(basis[times].T, basis.T), functions[:, times].T
 
 
 def _chebyshev_series(coefficients: Tensor) -> NDArray[np.complex128]:

@@ -23,7 +23,7 @@ from recon_core.operators.memory import Batches, plan_batches, require_memory
 if TYPE_CHECKING:
     from recon_core.operators.sampling import Sampling
 
-_TILES = {"cpu": 2**12, "cuda": 2**18}  # frequencies at once: what a processor's cache holds, what fills a GPU
+_TILES = {"cpu": 2**14, "cuda": 2**16}  # frequencies at once: what a processor's cache holds, what fills a GPU
 
 _WORK = 6  # grids of differences, real ones, that exist while a kernel is made
 
@@ -31,17 +31,20 @@ _WORK = 6  # grids of differences, real ones, that exist while a kernel is made
 class ToeplitzKernels:
     """K: from images of all time functions to images of all time functions, `sum_l' F^H diag(conj(w_l) w_l') F u_l'`.
 
+    The product of two functions of time is known from the nodes, `conj(w_l) w_l' = sum_j q_j P_jl P_jl'`. So instead
+    of a kernel for each pair of terms there is one for each node, `F^H diag(q_j) F`, and at each frequency the L x L
+    matrix is applied as P^T diag P: products with one small matrix, the same for all frequencies, coils and images.
+
     Attributes:
-        values: transfer functions, real `[phase, product, *shape]`, in the order of the FFT: one phase for samples on
-            the grid, 2^D otherwise.
-        mixing: real `[product, term, term]`: the kernel of a pair of terms, by symmetry of half of them, as a sum over
-            products. None where the kernels of different terms vanish, and products are terms.
+        values: transfer functions, real `[phase, node, *shape]`, in the order of the FFT: one phase for samples on the
+            grid, 2^D otherwise.
+        nodes: P, real `[node, term]`; None where it is the identity.
     """
 
-    def __init__(self, values: Tensor, mixing: Tensor | None = None) -> None:
+    def __init__(self, values: Tensor, nodes: Tensor | None = None) -> None:
         self.values = values
-        self.mixing = mixing
-        self._terms = values.shape[1] if mixing is None else mixing.shape[1]
+        self.nodes = nodes
+        self._terms = values.shape[1] if nodes is None else nodes.shape[1]
         self._axes = tuple(range(-(values.ndim - 2), 0))
         self._tile = _TILES[values.device.type]
         self._modulations = _modulations(values.shape[0], values.shape[2:], values.dtype, values.device)
@@ -49,7 +52,7 @@ class ToeplitzKernels:
     @property
     def nbytes(self) -> int:
         """Memory held."""
-        tensors = (self.values, self.mixing, self._modulations)
+        tensors = (self.values, self.nodes, self._modulations)
         return sum(x.nbytes for x in tensors if x is not None)
 
     def coil_sum(self, terms: Tensor, coil_maps: Tensor, at_once: Batches) -> Tensor:
@@ -72,9 +75,10 @@ class ToeplitzKernels:
             MemoryError: a single coil does not fit.
         """
         pixels = math.prod(self.values.shape[2:])
-        one = self._terms * pixels * dtype.to_complex().itemsize
-        product = 0 if self.mixing is None else self._terms**2 * min(pixels, self._tile) * self.values.itemsize
-        return plan_batches(images, coils, one, product, self.values.device)
+        one = self._terms * pixels
+        if self.nodes is not None and self.values.is_cuda:  # there, all coils and images meet the nodes at once
+            one += len(self.nodes) * min(pixels, self._tile)
+        return plan_batches(images, coils, one * dtype.to_complex().itemsize, self.values.device)
 
     def _coil_sum(self, images: Tensor, maps: Tensor, at_once: int) -> Tensor:
         """Of images `[term, image, *shape]` and maps `[image, coil, *shape]`."""
@@ -93,19 +97,21 @@ class ToeplitzKernels:
     def _product(self, spectra: Tensor, phase: int) -> Tensor:
         """The product over terms at each frequency of `[term, image, coil, *shape]`."""
         values = self.values[phase].to(spectra.dtype.to_real())
-        if self.mixing is None:
+        if self.nodes is None:
             return spectra * values[:, None, None]
-        terms, values = len(spectra), values.flatten(1)
-        mixing = self.mixing.to(values).flatten(1)
-        before = spectra.reshape(-1, values.shape[1])  # [term * image * coil, frequency]
+        nodes, values = self.nodes.to(values), values.flatten(1)
+        before = torch.view_as_real(spectra).reshape(len(spectra), -1, 2 * values.shape[1])  # [term, item, part]
         after = torch.empty_like(before)
+        items_at_once = before.shape[1] if before.is_cuda else 1
         for start in range(0, values.shape[1], self._tile):
-            here = slice(start, start + self._tile)
-            matrices = (values[:, here].T @ mixing).view(-1, terms, terms)
-            columns = torch.view_as_real(before[:, here].T.contiguous())
-            products = torch.bmm(matrices, columns.view(len(columns), terms, -1))
-            after[:, here] = torch.view_as_complex(products.view_as(columns)).T
-        return after.view_as(spectra)
+            transfer = values[:, None, start : start + self._tile].repeat_interleave(2, -1)  # real and imaginary parts
+            here = slice(2 * start, 2 * (start + self._tile))
+            for first in range(0, before.shape[1], items_at_once):
+                some = slice(first, first + items_at_once)
+                at_nodes = (nodes @ before[:, some, here].flatten(1)).view(len(nodes), -1, transfer.shape[-1])
+                at_nodes *= transfer
+                after[:, some, here] = (nodes.T @ at_nodes.flatten(1)).view(len(spectra), -1, transfer.shape[-1])
+        return torch.view_as_complex(after.view(*spectra.shape, 2))
 
 
 def doubled_grid(sampling: Sampling, weights: Tensor) -> Tensor:

@@ -21,30 +21,25 @@ def at_once(*arguments):
 
 def test_all_at_once_where_there_is_room(free):
     free(2**30)
-    assert at_once(3, 8, 2**10, 0, CPU) == (3, 8)
+    assert at_once(3, 8, 2**10, CPU) == (3, 8)
 
 
 def test_images_are_split_before_coils(free):
     free(2 * memory.HELD * 2**10 * 17)  # half of it holds 17 coils
-    assert at_once(3, 8, 2**10, 0, CPU) == (2, 8)
-    assert at_once(3, 20, 2**10, 0, CPU) == (1, 10)  # not 17 and 3
-
-
-def test_what_is_needed_besides_counts(free):
-    free(2 * (memory.HELD * 2**10 * 5 + 2**20))
-    assert at_once(1, 10, 2**10, 2**20, CPU) == (1, 5)
+    assert at_once(3, 8, 2**10, CPU) == (2, 8)
+    assert at_once(3, 20, 2**10, CPU) == (1, 10)  # not 17 and 3
 
 
 def test_says_what_does_not_fit(free):
     free(2**20)
     with pytest.raises(MemoryError, match=r"needs 4 MiB, more than 50% of the 1 MiB that are free on cpu"):
-        plan_batches(1, 1, 2**20, 0, CPU)
+        plan_batches(1, 1, 2**20, CPU)
 
 
 def test_arrays_on_a_processor_stay_small():
-    assert at_once(10, 20, memory.LARGEST // 4, 0, CPU) == (1, 4)
-    assert at_once(10, 5, memory.LARGEST // 16, 0, CPU) == (3, 5)
-    assert at_once(10, 20, memory.LARGEST * 2, 0, CPU) == (1, 1)
+    assert at_once(10, 20, memory.LARGEST // 4, CPU) == (1, 4)
+    assert at_once(10, 5, memory.LARGEST // 16, CPU) == (3, 5)
+    assert at_once(10, 20, memory.LARGEST * 2, CPU) == (1, 1)
 
 
 def test_words():
