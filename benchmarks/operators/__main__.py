@@ -1,6 +1,6 @@
 """The table: one normal operator and one data gradient, ours and everybody else's.
 
-    python -m benchmarks.operators [--matrix 128 256] [--repeats 7] [--only WORD ...] [--threads N]
+    python -m benchmarks.operators [--matrix 128 256] [--error 1e-3] [--repeats 7] [--only WORD ...] [--threads N]
 
 What is not installed is skipped and said to be. Errors are relative, against the plain sum over pixels and samples in
 double precision, which is computed once and kept. Memory is what an operator holds and what one normal operation needs
@@ -18,7 +18,7 @@ import torch
 from benchmarks.operators import gpu
 from benchmarks.operators.measure import Measured, measured, milliseconds
 from benchmarks.operators.opponents import installed_rows
-from benchmarks.operators.problem import LOW_RANK_ERROR, Problem, Size
+from benchmarks.operators.problem import Problem, Size
 from benchmarks.operators.truth import exact_truth
 
 HEADER = "normal ms | fastest | ratio | gradient ms | error | of gradient | MiB | set-up s |"
@@ -43,6 +43,7 @@ def main() -> None:
     """Prints the table of each matrix."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--matrix", type=int, nargs="+", default=[128, 256])
+    parser.add_argument("--error", type=float, default=1e-3, help="of the time functions that all rows share")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--only", nargs="+", default=[""], help="rows whose name holds one of these words, and ours")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -52,12 +53,12 @@ def main() -> None:
     warnings.simplefilter("ignore")  # of the opponents' libraries
     rows = rows[:1] + [row for row in rows[1:] if any(word in row.name for word in arguments.only)]
     for matrix in arguments.matrix:
-        problem = Problem(Size(matrix=matrix))
+        problem = Problem(Size(matrix=matrix, error=arguments.error))
         results = measured(rows, problem, exact_truth(problem), arguments.repeats)
         size = problem.size
         print(
             f"\n{matrix} x {matrix}, {size.coils} coils, {size.shots} x {size.samples} samples, "
-            f"+-{size.reach_hz:g} Hz, {len(problem.terms)} terms for {LOW_RANK_ERROR:g}; "
+            f"+-{size.reach_hz:g} Hz, {len(problem.terms)} terms for {size.error:g}; "
             f"{torch.get_num_threads()} threads, medians of {arguments.repeats}\n"
         )
         print(table(results), flush=True)

@@ -52,7 +52,7 @@ def measured(rows: list[Row], problem: Problem, truth: Truth, repeats: int) -> l
         for result, operator in zip(results, operators, strict=True):
             _time_once(result, operator, problem.image)
     for result in results:
-        result.mebibytes = memory_elsewhere(result.name, problem.size.matrix)
+        result.mebibytes = memory_elsewhere(result.name, problem.size)
     return results
 
 
@@ -81,9 +81,9 @@ def milliseconds(seconds: list[float]) -> float:
     return 1e3 * statistics.median(seconds)
 
 
-def memory_elsewhere(name: str, matrix: int) -> float:
+def memory_elsewhere(name: str, size: Size) -> float:
     """MiB of a row, in a process of its own."""
-    command = [sys.executable, "-m", __spec__.name, name, str(matrix), str(torch.get_num_threads())]
+    command = [sys.executable, "-m", __spec__.name, name, *map(str, (size.matrix, size.error, torch.get_num_threads()))]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return float(json.loads(output.splitlines()[-1]))
 
@@ -117,14 +117,14 @@ def _resident(which: str) -> float:
 
 
 def main() -> None:
-    """Prints the MiB of the row and matrix that the command line names."""
+    """Prints the MiB of the row and matrix that the command line names, for an error of the time functions."""
     from benchmarks.operators.opponents import installed_rows
 
-    name, matrix, threads = sys.argv[1:]
+    name, matrix, error, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
     row = next(row for row in installed_rows() if row.name == name)
     warnings.simplefilter("ignore")  # of the opponents' libraries
-    problem = Problem(Size(matrix=int(matrix)))
+    problem = Problem(Size(matrix=int(matrix), error=float(error)))
     data = torch.randn(problem.size.coils, *problem.trajectory.shape[1:], dtype=torch.complex64)
     _ = problem.terms
     print(json.dumps(memory_here(row, problem, data)))

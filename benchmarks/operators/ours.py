@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from benchmarks.operators.operator import Row
-from benchmarks.operators.problem import LOW_RANK_ERROR, Problem
+from benchmarks.operators.problem import Problem
 from recon_core.operators.encoding import Encoding
 from recon_core.operators.linear_model import LinearModel
 from recon_core.operators.off_resonance import LowRank
@@ -32,7 +32,7 @@ def linear_model(problem: Problem, slices: int = 1, device: str = "cpu") -> Line
     """With its kernels; for more than one slice the same maps are stacked."""
     reach = problem.size.reach_hz
     sampling = sampling_operator(problem.trajectory.float().to(device), problem.field_hz.shape)
-    functions = LowRank(problem.sample_times.float().to(device), -reach, reach, LOW_RANK_ERROR)
+    functions = LowRank(problem.sample_times.float().to(device), -reach, reach, problem.size.error)
     maps, field = (x.to(device) for x in (problem.coil_maps, problem.field_hz))
     if slices > 1:
         maps, field = (x.repeat(slices, *[1] * x.ndim) for x in (maps, field))

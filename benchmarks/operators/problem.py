@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,8 +13,10 @@ from recon_core.operators.off_resonance import LowRank
 from recon_core.simulation import coil_maps, head, smooth_field, smooth_phase
 from recon_core.trajectories import variable_density_spiral
 
+T = TypeVar("T")
+
 FOV_M = 0.22
-LOW_RANK_ERROR = 1e-3  # of the time functions that all rows share
+FINE = 1e-4  # errors below this one ask for the finer settings of everybody
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,11 @@ class Size:
     samples: int = 3900
     readout_s: float = 15.6e-3
     reach_hz: float = 150.0
+    error: float = 1e-3
+
+    def either(self, coarse: T, fine: T) -> T:
+        """What suits the error of the time functions that all rows share."""
+        return coarse if self.error >= FINE else fine
 
     @property
     def dwell_s(self) -> float:
@@ -73,7 +81,7 @@ class Problem:
     @cached_property
     def terms(self) -> Terms:
         """The low-rank factorisation that all rows share which do not bring their own."""
-        functions = LowRank(self.sample_times, -self.size.reach_hz, self.size.reach_hz, LOW_RANK_ERROR)
+        functions = LowRank(self.sample_times, -self.size.reach_hz, self.size.reach_hz, self.size.error)
         coefficients = functions.coefficients(self.field_hz.double()).movedim(-1, 0)
         return Terms(functions.weights[:, 0].real.float(), coefficients.to(torch.complex64).contiguous())
 

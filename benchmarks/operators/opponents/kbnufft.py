@@ -17,8 +17,9 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
     import torchkbnufft
 
-# Of the Kaiser-Bessel kernel: the fewest whose error stays below that of the terms; 3 add half as much again.
-NEIGHBOURS = 4
+# Of the Kaiser-Bessel kernel: the fewest whose error stays below that of the terms (3 add half as much again), and the
+# default for finer ones.
+NEIGHBOURS = 4, 6
 
 
 class KbNufftSegmented(Segmented):
@@ -27,7 +28,7 @@ class KbNufftSegmented(Segmented):
     def __init__(self, problem: Problem, data: Tensor) -> None:
         super().__init__(problem, data)
         shape = problem.field_hz.shape
-        settings = {"im_size": tuple(shape), "numpoints": NEIGHBOURS, "dtype": torch.complex64}
+        settings = {"im_size": tuple(shape), "numpoints": problem.size.either(*NEIGHBOURS), "dtype": torch.complex64}
         self._forward = torchkbnufft.KbNufft(**settings)
         self._adjoint = torchkbnufft.KbNufftAdjoint(**settings)
         self._omega = _radians(problem)
@@ -49,7 +50,7 @@ class KbNufftToeplitz(Convolution):
     def __init__(self, problem: Problem, data: Tensor, segments: int) -> None:
         shape = problem.field_hz.shape
         blocks = torch.arange(problem.size.samples).tensor_split(segments)
-        settings = {"im_size": tuple(shape), "numpoints": NEIGHBOURS}
+        settings = {"im_size": tuple(shape), "numpoints": problem.size.either(*NEIGHBOURS)}
         omega = _radians(problem).unflatten(-1, problem.trajectory.shape[1:])
         kernels = [
             torchkbnufft.calc_toeplitz_kernel(omega[..., block].flatten(1), **settings) / shape.numel()

@@ -11,7 +11,7 @@ from benchmarks.operators.operator import ForwardAdjoint, Row
 from benchmarks.operators.problem import Problem
 
 # Of its gridding, for an error below that of the terms; the defaults are 1.25 and 4.
-OVERSAMPLING, WIDTH = 2, 4
+OVERSAMPLING, WIDTHS = 2, (4, 6)
 SEGMENTS = 12
 
 
@@ -36,7 +36,7 @@ def low_rank(problem: Problem, data: Tensor) -> ForwardAdjoint:
     coil_maps, linop = problem.coil_maps.numpy(), sigpy.linop
     # A view: [shot, sample, axis].
     coordinates = problem.trajectory.movedim(0, -1).float().numpy()
-    transform = linop.NUFFT(coil_maps.shape, coordinates, oversamp=OVERSAMPLING, width=WIDTH)
+    transform = linop.NUFFT(coil_maps.shape, coordinates, oversamp=OVERSAMPLING, width=problem.size.either(*WIDTHS))
     terms = zip(problem.terms.weights.numpy(), problem.terms.coefficients.numpy(), strict=True)
     composed = [
         linop.Multiply(transform.oshape, w) * transform * linop.Multiply(c.shape, coil_maps * c) for w, c in terms
