@@ -163,7 +163,10 @@ class FieldMap(Gadget[Frame]):
             stored = stored_at(self.session.state_folder, measurement)
             if stored.exists():
                 return FieldMapFile.load(stored).named(f"measurement {measurement}")
-            self.session.tell(f"The field map of {measurement}, on which this measurement depends, is not stored here.")
+            self.session.tell(
+                f"The field map of {measurement}, on which this measurement depends, is not stored here; without "
+                "another, images are not corrected for off-resonance."
+            )
         log.debug("FieldMap: no map, frames pass unchanged")
         return None
 
@@ -181,6 +184,8 @@ class FieldMap(Gadget[Frame]):
         field, outside = stored.at(frame)
         frame.field_map = field + self.offset
         note = f"FieldMap: from {stored.name}, {_range(frame.field_map)}"
+        if self.file is not None:
+            note += f", read as {self.unit} with signal ~ exp({self.field_sign} 2 pi i psi t)"
         if self.offset:
             note += f", {self.offset:g} Hz added"
         if outside:
@@ -192,6 +197,7 @@ class FieldMap(Gadget[Frame]):
                     "value of its edge (told once)."
                 )
         frame.history.append(note)
+        log.info("%s: %s", frame.label, note)
 
     def _collected(self, frame: Frame) -> Iterator[object]:
         key = EchoKey.of(frame)
@@ -258,11 +264,14 @@ class FieldMap(Gadget[Frame]):
     def _store(self) -> None:
         information = self.session.header.measurementInformation
         if not information or not information.measurementID:
+            self.session.tell("The field map is not stored for later measurements: the header has no measurementID.")
             return
         try:
             save_slices(stored_at(self.session.state_folder, information.measurementID), [*self._measured.values()])
         except (OSError, ValueError) as error:
             self.session.tell(f"The field map could not be stored for later measurements: {error}")
+        else:
+            self.session.tell(f"The field map is stored for measurements that depend on {information.measurementID}.")
 
 
 def maps_in_coils_of(frame: Frame, other: Frame) -> Tensor:

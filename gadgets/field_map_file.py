@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import h5py
 import ismrmrd
@@ -174,6 +174,8 @@ def _filled(volume: FieldVolume) -> FieldVolume:
 
 
 def _volumes_of_npz(path: Path, array: str) -> list[FieldVolume]:
+    if path.is_file() and not is_zipfile(path):
+        raise ValueError("it is not an .npz file, or a damaged one")
     with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     values = _known(_chosen(arrays, array), arrays.get(MASK))
@@ -191,6 +193,8 @@ def _known(values: NDArray[np.float32], mask: NDArray[np.generic] | None) -> NDA
         return values
     if mask.dtype.kind not in "bu" or mask.shape != values.shape:
         raise ValueError(f"expected a mask of {list(values.shape)} as the map, got {mask.dtype} {list(mask.shape)}")
+    if not mask.any():
+        raise ValueError("its mask leaves no voxel")
     return np.where(mask, values, np.float32(np.nan))
 
 
@@ -200,7 +204,7 @@ def _chosen(arrays: dict[str, NDArray[np.generic]], name: str) -> NDArray[np.flo
     fitting = [key for key in fitting if key not in (AFFINES, MASK)]
     wanted = name or (DEFAULT_ARRAY if DEFAULT_ARRAY in arrays else fitting[0] if len(fitting) == 1 else "")
     if wanted not in fitting:
-        listed = ", ".join(f"{key} {list(value.shape)}" for key, value in arrays.items()) or "none"
+        listed = ", ".join(f"{key} {value.dtype} {list(value.shape)}" for key, value in arrays.items()) or "none"
         raise ValueError(
             f"expected an array of real numbers [slice, y, x] or [y, x] called {wanted or DEFAULT_ARRAY}, got {listed}"
             "; name it with the property array"

@@ -165,12 +165,13 @@ def flag(default: bool, meaning: str) -> Property[bool]:
 
 
 def choice(default: str, choices: Sequence[str], meaning: str) -> Property[str]:
-    """One word out of a fixed list."""
+    """One word out of a fixed list, in capitals or not."""
+    by_lower = {known.lower(): known for known in choices}
 
     def read(word: str) -> str:
-        if word not in choices:
+        if word.lower() not in by_lower:
             raise ValueError(word)
-        return word
+        return by_lower[word.lower()]
 
     return Property("choice", default, meaning, read, choices=choices)
 

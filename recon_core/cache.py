@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+log = logging.getLogger("spinstream")
 
 
 class Sized(Protocol):
@@ -83,6 +86,12 @@ class ContentCache:
                 if total <= self.limit_bytes:
                     break
                 if key in self._entries:
+                    if key in too_large:
+                        log.warning(
+                            "%d MiB do not fit into a cache of %d MiB, and are built again when they are next needed",
+                            sizes[key] >> 20,
+                            self.limit_bytes >> 20,
+                        )
                     del self._entries[key]
                     total -= sizes[key]
 

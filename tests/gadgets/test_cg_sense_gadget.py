@@ -100,5 +100,5 @@ def test_slices_whose_fields_differ_a_little_share_an_encoding():
 def test_says_that_a_field_map_is_not_finite():
     frame = frame_with_field()
     frame.field_map[3, 4] = torch.nan
-    with pytest.raises(Exception, match="field map holds values that are not finite"):
+    with pytest.raises(ValueError, match="field map holds values that are not finite"):
         solved(frame)
