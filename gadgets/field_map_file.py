@@ -88,6 +88,8 @@ class FieldMapFile:
         read = next((reader for suffix, reader in READERS.items() if path.name.lower().endswith(suffix)), None)
         if read is None:
             raise ValueError(f"expected a field map in a file that ends in {', '.join(READERS)}, got {path.name}")
+        if not path.is_file():
+            raise ValueError(f"there is no file {path.name} with a field map in the folder that was named")
         try:
             volumes = read(path, array)
         except UNREADABLE as error:
@@ -174,7 +176,7 @@ def _filled(volume: FieldVolume) -> FieldVolume:
 
 
 def _volumes_of_npz(path: Path, array: str) -> list[FieldVolume]:
-    if path.is_file() and not is_zipfile(path):
+    if not is_zipfile(path):
         raise ValueError("it is not an .npz file, or a damaged one")
     with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}

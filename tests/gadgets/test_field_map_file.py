@@ -244,7 +244,7 @@ def test_a_mask_says_which_voxels_are_known(tmp_path):
     ({"a": np.ones((20, 24)), "mask": np.ones((24, 20), bool)}, "", r"mask of \[20, 24\] .* got bool \[24, 20\]"),
     ({"a": np.ones((20, 24)), "mask": np.ones((20, 24))}, "", r"a mask of \[20, 24\] as the map, got float64"),
     ({"a": np.ones((20, 24)), "mask": np.zeros((20, 24), bool)}, "", "its mask leaves no voxel"),
-    ({"a": np.ones((20, 24)), "b": np.ones((20, 24))}, "", r"called field_map_hz, got a float64 \[20, 24\], b float64 \[20, 24\]"),
+    ({"a": np.ones((20, 24)), "b": np.ones((20, 24))}, "", r"got a float64 \[20, 24\], b float64 \[20, 24\]"),
     ({"a": np.ones((20, 24))}, "b0", r"called b0, got a float64 \[20, 24\]; name it with the property array"),
     ({"a": np.ones(20)}, "", r"called field_map_hz, got a float64 \[20\]"),
     ({"a": np.ones((20, 24), complex)}, "a", r"of real numbers \[slice, y, x\] or \[y, x\] called a"),
