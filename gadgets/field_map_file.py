@@ -89,7 +89,7 @@ class FieldMapFile:
         if read is None:
             raise ValueError(f"expected a field map in a file that ends in {', '.join(READERS)}, got {path.name}")
         if not path.is_file():
-            raise ValueError(f"there is no file {path.name} with a field map in the folder that was named")
+            raise ValueError(f"cannot read the field map {path.name}: there is no such file")
         try:
             volumes = read(path, array)
         except UNREADABLE as error:
