@@ -1,5 +1,4 @@
 import math
-import time
 
 import pytest
 import torch
@@ -55,7 +54,7 @@ def test_products_of_functions_are_real_and_few(functions):
     terms = len(functions)
     nodes = torch.eye(terms, dtype=torch.float64) if functions.nodes is None else functions.nodes
     found = torch.einsum("jsn,ji,jk->iksn", functions.products, nodes, nodes)
-    torch.testing.assert_close(found.to(pairs), pairs, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.to(pairs), pairs, atol=1e-5, rtol=0)
     assert len(functions.products) < 2.5 * terms
 
 
@@ -156,10 +155,11 @@ def test_the_error_of_hard_segments_is_a_bound(number, reach_hz):
     assert 0.8 * segments.error < found.max() < 1.001 * segments.error
 
 
-def test_products_of_many_functions_are_ready_in_no_time():
-    began = time.perf_counter()
-    functions = LowRank(READOUT[:, ::2], -1900, 1900)
-    assert time.perf_counter() - began < 10  # tens of seconds when all pairs are factorised
+def test_products_of_many_functions_are_interpolated_as_well():
+    functions = LowRank(READOUT[:1, ::2], -1900, 1900)
+    pairs = torch.einsum("isn,jsn->ijsn", functions.weights.conj(), functions.weights)
+    found = torch.einsum("jsn,ji,jk->iksn", functions.products, functions.nodes, functions.nodes)
+    assert (found - pairs).abs().square().mean().sqrt() < 1e-5  # functions have a root mean square of one
     assert len(functions.products) < 2.5 * len(functions)
 
 
