@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gadgets.echoes import EchoKey, announced_echoes
-from gadgets.field_map_file import FieldMapFile, save_slices, stored_at
+from gadgets.field_map_file import FieldMapFile, save_slices
 from gadgets.frame import Frame, SeriesImage
-from gadgets.gadget import COIL_MAPS, FRAMES, Gadget, Header, Session
+from gadgets.gadget import COIL_MAPS, FRAMES, Gadget, Session
 from gadgets.geometry import Affine, affine_of_frame
 from gadgets.imaging_model import encoding_of
 from gadgets.property import AUTO, choice, integer, path, real, text
+from gadgets.stored import FIELD_MAP, dependencies, stored_at
 from gadgets.trajectory import echo_time_of
 from recon_core.calibration.field_map import FieldEstimate, field_from_echoes
 from recon_core.calibration.smooth_map import smooth_map
@@ -159,8 +160,8 @@ class FieldMap(Gadget[Frame]):
     def _found(self) -> FieldMapFile | None:
         if self.file is not None:
             return FieldMapFile.load(self.file, self.array).scaled(self._to_hz())
-        for measurement in field_map_dependencies(self.session.header):
-            stored = stored_at(self.session.state_folder, measurement)
+        for measurement in dependencies(self.session.header, DEPENDENCIES):
+            stored = stored_at(self.session.state_folder, FIELD_MAP, measurement)
             if stored.exists():
                 return FieldMapFile.load(stored).named(f"measurement {measurement}")
             self.session.tell(
@@ -267,7 +268,9 @@ class FieldMap(Gadget[Frame]):
             self.session.tell("The field map is not stored for later measurements: the header has no measurementID.")
             return
         try:
-            save_slices(stored_at(self.session.state_folder, information.measurementID), [*self._measured.values()])
+            save_slices(
+                stored_at(self.session.state_folder, FIELD_MAP, information.measurementID), [*self._measured.values()]
+            )
         except (OSError, ValueError) as error:
             self.session.tell(f"The field map could not be stored for later measurements: {error}")
         else:
@@ -308,13 +311,6 @@ def _nbytes(frame: Frame) -> int:
 def _mixing(frame: Frame) -> Tensor:
     kspace = frame.samples.kspace
     return torch.eye(len(kspace)).to(kspace) if frame.mixing is None else frame.mixing
-
-
-def field_map_dependencies(header: Header) -> list[str]:
-    """The measurementIDs of the field maps on which a measurement depends."""
-    information = header.measurementInformation
-    dependencies = information.measurementDependency if information else []
-    return [d.measurementID for d in dependencies if d.dependencyType.lower() in DEPENDENCIES]
 
 
 def _range(field: Tensor) -> str:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
-import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from zipfile import BadZipFile, is_zipfile
 
@@ -23,6 +20,7 @@ from torch import Tensor
 from gadgets.frame import Frame
 from gadgets.geometry import Affine, affine_lps, affine_of_frame, affine_of_image
 from gadgets.image_export import SERIES
+from gadgets.stored import save_arrays
 from recon_core.calibration.smooth_map import smooth_map
 from recon_core.interpolate import interpolated
 
@@ -298,21 +296,5 @@ READERS: Mapping[str, Callable[[Path, str], list[FieldVolume]]] = {
 
 def save_slices(path: Path, slices: Sequence[tuple[NDArray[np.float32], Affine]]) -> None:
     """Writes slices of one shape with their geometry as an .npz file, which others see whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     values, affines = (np.stack(part) for part in zip(*slices, strict=True))
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
-        written = Path(file.name)
-    try:
-        np.savez(written, field_map_hz=values, affine_lps=affines)
-        written.replace(path)
-    finally:
-        written.unlink(missing_ok=True)
-
-
-def stored_at(state_folder: Path, measurement_id: str) -> Path:
-    """Where the field map of a measurement is kept.
-
-    The id comes from the network: what is readable of it stays readable, the hash keeps ids apart.
-    """
-    readable = re.sub(r"[^A-Za-z0-9_-]", "_", measurement_id)[:60]
-    return state_folder / "field_map" / f"{readable}-{sha256(measurement_id.encode()).hexdigest()[:16]}.npz"
+    save_arrays(path, field_map_hz=values, affine_lps=affines)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
-import tempfile
 import zlib
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gadgets.stored import save_arrays
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,10 +29,7 @@ class NoiseCovariance:
 
     def save(self, path: Path) -> None:
         """Writes an .npz file, which another session sees whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
-            np.savez(file, covariance=self.matrix, dwell_us=self.dwell_us, labels=np.array(self.labels, dtype=str))
-        Path(file.name).replace(path)
+        save_arrays(path, covariance=self.matrix, dwell_us=self.dwell_us, labels=np.array(self.labels, dtype=str))
 
     @classmethod
     def load(cls, path: Path) -> NoiseCovariance:
@@ -74,12 +70,3 @@ def _is_hermitian(matrix: NDArray[np.complex128]) -> bool:
     return square and bool(
         np.isfinite(matrix).all() and np.allclose(matrix, matrix.conj().T, atol=1e-6 * np.abs(matrix).max())
     )
-
-
-def stored_at(state_folder: Path, measurement_id: str) -> Path:
-    """Where the covariance of a measurement is kept.
-
-    The id comes from the network: what is readable of it stays readable, the hash keeps ids apart.
-    """
-    readable = re.sub(r"[^A-Za-z0-9_-]", "_", measurement_id)[:60]
-    return state_folder / "noise" / f"{readable}-{sha256(measurement_id.encode()).hexdigest()[:16]}.npz"

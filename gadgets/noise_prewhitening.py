@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from gadgets.gadget import ACQUISITIONS, WHITENED, Gadget, Session
 from gadgets.mrd import not_imaging
-from gadgets.noise_covariance import NoiseCovariance, stored_at
+from gadgets.noise_covariance import NoiseCovariance
 from gadgets.property import path
+from gadgets.stored import NOISE, dependencies, stored_at
 from recon_core.calibration.noise import whitening_matrix
 
 DEFAULT_BANDWIDTH_RATIO = 0.793
@@ -110,8 +111,8 @@ class NoisePrewhitening(Gadget[ismrmrd.Acquisition]):
             noise = self._scans.covariance(self._labels)
             self._store(noise)
             return f"{self._scans.count} noise scan(s) of the stream", noise
-        for measurement in noise_dependencies(self.session.header):
-            stored = stored_at(self.session.state_folder, measurement)
+        for measurement in dependencies(self.session.header, {"noise"}):
+            stored = stored_at(self.session.state_folder, NOISE, measurement)
             if stored.exists():
                 return f"noise measurement {measurement}", NoiseCovariance.load(stored)
             self.session.tell(f"The noise measurement {measurement}, on which this one depends, is not stored here.")
@@ -124,7 +125,7 @@ class NoisePrewhitening(Gadget[ismrmrd.Acquisition]):
         if not information or not information.measurementID:
             return
         try:
-            noise.save(stored_at(self.session.state_folder, information.measurementID))
+            noise.save(stored_at(self.session.state_folder, NOISE, information.measurementID))
         except OSError as error:
             self.session.tell(f"The noise covariance could not be stored for later measurements: {error}")
 
@@ -197,13 +198,6 @@ def scale(dwell_us: float, noise_dwell_us: float, bandwidth_ratio: float) -> flo
     if not dwell_us or not noise_dwell_us:
         return 1.0
     return math.sqrt(2 * dwell_us / noise_dwell_us * bandwidth_ratio)
-
-
-def noise_dependencies(header: ismrmrd.xsd.ismrmrdHeader) -> list[str]:
-    """The measurementIDs of the noise measurements on which a measurement depends."""
-    information = header.measurementInformation
-    dependencies = information.measurementDependency if information else []
-    return [d.measurementID for d in dependencies if d.dependencyType.lower() == "noise"]
 
 
 def whitened(acquisition: ismrmrd.Acquisition, whitening: NDArray[np.complex64]) -> ismrmrd.Acquisition:

@@ -15,10 +15,10 @@ from gadgets import field_map
 from gadgets.coil_compression import CoilCompression
 from gadgets.coil_maps import CoilMaps
 from gadgets.field_map import FieldMap
-from gadgets.field_map_file import stored_at
 from gadgets.frame import Frame, SeriesImage
 from gadgets.frame_assembly import FrameAssembly
 from gadgets.image_export import ImageExport
+from gadgets.stored import FIELD_MAP, stored_at
 from gadgets.trajectory import Trajectory
 
 from phantom_scan import SIZE, SPACE, Phantom, X, Y, cartesian, head, signal, spokes
@@ -304,13 +304,13 @@ def test_a_stored_map_serves_the_measurements_that_depend_on_it(tmp_path, kind):
 def test_nothing_is_left_beside_a_stored_map(tmp_path):
     for _ in range(2):
         stored(tmp_path)
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [stored_at(tmp_path, "b0 scan")]
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [stored_at(tmp_path, FIELD_MAP, "b0 scan")]
 
 
 def test_the_last_repetition_is_what_is_stored(tmp_path):
     items = [*frames(reference=of_slice(0)), *frames(reference=of_slice(0, 1), field=FIELD + 25)]
     mapped(items, session(head_of("b0 scan"), state_folder=tmp_path), smoothing=0.0)
-    with np.load(stored_at(tmp_path, "b0 scan")) as file:
+    with np.load(stored_at(tmp_path, FIELD_MAP, "b0 scan")) as file:
         assert file["field_map_hz"].shape == (1, SIZE, SIZE)
         assert misfit(file["field_map_hz"][0], FIELD + 25) < 0.02
 
@@ -342,7 +342,7 @@ def test_a_frame_beside_the_stored_slices_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["../../../etc/passwd", "..", "/etc/passwd", "a" * 5000, "con\x7f:*?"])
 def test_ids_from_the_network_stay_in_the_state_folder(tmp_path, name):
-    place = stored_at(tmp_path, name)
+    place = stored_at(tmp_path, FIELD_MAP, name)
     assert place.resolve().parent == (tmp_path / "field_map").resolve()
     assert len(place.name) < 100
 
@@ -351,7 +351,7 @@ def test_a_single_echo_at_the_end_does_not_take_the_other_maps_along(tmp_path):
     items = [frames(reference=of_slice(2))[0], *frames(reference=of_slice(0)), *frames(reference=of_slice(1))[:2]]
     with pytest.raises(ValueError, match="all that came is slice 2, contrast 0"):
         mapped(items, session(head_of("b0 scan"), state_folder=tmp_path))
-    with np.load(stored_at(tmp_path, "b0 scan")) as file:
+    with np.load(stored_at(tmp_path, FIELD_MAP, "b0 scan")) as file:
         assert len(file["field_map_hz"]) == 2
 
 
@@ -362,7 +362,7 @@ def test_a_slice_that_moves_is_stored_where_it_was_last(tmp_path):
         reference.position = (10.0, 20.0, distance)
         items += frames(reference=reference, field=FIELD + 25 * repetition)
     mapped(items, session(head_of("b0 scan"), state_folder=tmp_path), smoothing=0.0)
-    with np.load(stored_at(tmp_path, "b0 scan")) as file:
+    with np.load(stored_at(tmp_path, FIELD_MAP, "b0 scan")) as file:
         assert len(file["field_map_hz"]) == 1
         assert misfit(file["field_map_hz"][0], FIELD + 50) < 0.02
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from gadgets.mrd import NOT_IMAGING
-from gadgets.noise_covariance import NoiseCovariance, stored_at
+from gadgets.noise_covariance import NoiseCovariance
 from gadgets.noise_prewhitening import NoisePrewhitening
+from gadgets.stored import stored_at
 
 from scans import header, line, run, session
 
@@ -158,7 +159,7 @@ def test_a_noise_measurement_serves_those_that_depend_on_it(tmp_path):
 
 
 def test_noise_of_the_stream_comes_before_stored_noise(tmp_path):
-    NoiseCovariance(1e6 * np.eye(4, dtype=complex), 5.0).save(stored_at(tmp_path, "old"))
+    NoiseCovariance(1e6 * np.eye(4, dtype=complex), 5.0).save(stored_at(tmp_path, "noise", "old"))
     _, opened = whiten([noise_scan(), line(1, noise(100))], tmp_path, measurement(noise_id="old"))
     assert opened.tell.about("noise from 1 noise scan(s) of the stream")
 
@@ -175,7 +176,7 @@ def test_missing_noise_of_a_dependency_is_told(tmp_path):
     "name", ["../../../etc/passwd", "..", "/etc/passwd", "", "a" * 5000, "con\x7f:*?", "~root", "ä\\b"]
 )
 def test_ids_from_the_network_stay_in_the_state_folder(tmp_path, name):
-    place = stored_at(tmp_path, name)
+    place = stored_at(tmp_path, "noise", name)
     assert place.resolve().parent == (tmp_path / "noise").resolve()
     assert len(place.name) < 100
     NoiseCovariance(np.eye(2, dtype=complex), 5.0).save(place)
@@ -184,7 +185,7 @@ def test_ids_from_the_network_stay_in_the_state_folder(tmp_path, name):
 
 def test_different_ids_have_different_files(tmp_path):
     names = ["a/b", "a_b", "a\\b", "A_B", "a" * 100, "a" * 101]
-    assert len({stored_at(tmp_path, name).name.lower() for name in names}) == len(names)
+    assert len({stored_at(tmp_path, "noise", name).name.lower() for name in names}) == len(names)
 
 
 def test_nothing_is_left_beside_a_stored_covariance(tmp_path):
