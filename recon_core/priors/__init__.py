@@ -1,0 +1,1 @@
+"""Priors: what images look like, as denoisers of white noise at any level."""

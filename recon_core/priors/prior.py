@@ -1,0 +1,136 @@
+"""The one face that every prior shows to the solvers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Scale = Literal["percentile99", "maximum"]
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How an image must be prepared for a prior.
+
+    A prior that meets images on another scale than it learnt from sees another ratio of noise to signal, so this is
+    kept with the weights.
+
+    Args:
+        scale: what is one in the images: the 99th percentile of their magnitudes, or the maximum.
+        lowest: least noise level that the prior learnt, standard deviation per real channel of such an image.
+        highest: greatest noise level that the prior learnt.
+
+    Raises:
+        ValueError: an unknown scale, or levels that are not 0 < lowest < highest.
+    """
+
+    scale: Scale
+    lowest: float
+    highest: float
+
+    def __post_init__(self) -> None:
+        if self.scale not in ("percentile99", "maximum"):
+            raise ValueError(f'expected the scale "percentile99" or "maximum", got {self.scale!r}')
+        if not 0 < self.lowest < self.highest:
+            raise ValueError(f"expected noise levels 0 < lowest < highest, got {self.lowest} and {self.highest}")
+
+    def unit(self, image: Tensor) -> Tensor:
+        """What to divide each image by, `[...]` for images `[..., y, x]`, of any shape and real or complex.
+
+        Raises:
+            ValueError: an image is zero or not finite, so that it has no scale.
+        """
+        magnitude = image.abs().flatten(-2)
+        unit = magnitude.amax(-1) if self.scale == "maximum" else _percentile99(magnitude)
+        if not bool((torch.isfinite(unit) & (unit > 0)).all()):
+            raise ValueError("an image that is zero or not finite cannot be scaled for a prior")
+        return unit
+
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+
+
+class Prior:
+    """What images look like, told as the denoiser of white Gaussian noise at any level.
+
+    The noise level is the standard deviation per real channel (real and imaginary part alike) of an image on the unit
+    scale of `convention`. That is the variance exploding parametrisation; `predicted_noise` speaks the variance
+    preserving one.
+
+    Args:
+        denoiser: mean of the clean image given the noisy one: `(channels, sigma) -> channels`, with channels
+            `[n, 2, y, x]` (real, imaginary) and sigma `[n]`. A network, or any callable.
+        convention: how images must be scaled, and the noise levels that the denoiser knows.
+        name: what to call it in messages and histories.
+    """
+
+    def __init__(self, denoiser: Denoiser, convention: Convention, name: str) -> None:
+        self.denoiser = denoiser
+        self.convention = convention
+        self.name = name
+
+    def denoise(self, image: Tensor, sigma: float | Tensor) -> Tensor:
+        """Mean of the clean images given noisy ones.
+
+        Args:
+            image: complex, on the unit scale, `[..., y, x]`: any size, any batch.
+            sigma: noise level, one for all or of the leading shape of `image`.
+
+        Returns:
+            Complex, as the image.
+
+        Raises:
+            ValueError: the image is not complex or has no pixels, or a level is outside of what the prior learnt.
+        """
+        if not image.is_complex() or image.ndim < 2:
+            raise ValueError(f"expected a complex image [..., y, x], got {image.dtype} {list(image.shape)}")
+        levels = self._levels(sigma, image)
+        channels = torch.view_as_real(image.flatten(0, -3) if image.ndim > 2 else image[None]).movedim(-1, -3)
+        denoised = self.denoiser(channels.contiguous(), levels)
+        return torch.view_as_complex(denoised.movedim(-3, -1).contiguous()).to(image.dtype).reshape(image.shape)
+
+    def score(self, image: Tensor, sigma: float | Tensor) -> Tensor:
+        """Gradient of the log density of noisy images, per real channel: `(denoised - image) / sigma^2` (Tweedie)."""
+        return (self.denoise(image, sigma) - image) / _spread(sigma, image) ** 2
+
+    def predicted_noise(self, image: Tensor, alpha: float, sigma: float) -> Tensor:
+        """Unit noise in a variance preserving image `alpha x + sigma noise`, as the papers' networks give it.
+
+        Args:
+            image: complex `[..., y, x]`, `alpha` times the unit scale.
+            alpha: what the clean image was multiplied by.
+            sigma: noise level in `image`; the prior is asked at `sigma / alpha` (algorithms of RED-diff, paper 001).
+        """
+        unscaled = image / alpha
+        return (unscaled - self.denoise(unscaled, sigma / alpha)) * (alpha / sigma)
+
+    def _levels(self, sigma: float | Tensor, image: Tensor) -> Tensor:
+        """`sigma` for each image `[n]`, checked against what the prior knows."""
+        leading = image.shape[:-2]
+        levels = torch.as_tensor(sigma, dtype=image.real.dtype, device=image.device)
+        if levels.ndim and levels.shape != leading:
+            raise ValueError(f"expected one noise level or {list(leading)} of them, got {list(levels.shape)}")
+        lowest, highest = float(levels.min()), float(levels.max())
+        # A level computed in single precision may lie a rounding error beyond the end.
+        known = self.convention
+        if not (known.lowest * (1 - 1e-5) <= lowest and highest <= known.highest * (1 + 1e-5)):
+            raise ValueError(
+                f"{self.name} knows noise levels from {known.lowest:g} to {known.highest:g} of a unit image, "
+                f"got {lowest:g} to {highest:g}"
+            )
+        return levels.expand(leading).flatten() if leading else levels.reshape(1)
+
+
+def _spread(sigma: float | Tensor, image: Tensor) -> Tensor:
+    levels = torch.as_tensor(sigma, dtype=image.real.dtype, device=image.device)
+    return levels[..., None, None] if levels.ndim else levels
+
+
+def _percentile99(magnitude: Tensor) -> Tensor:
+    """The 99th percentile along the last axis: the nearest rank, because `quantile` refuses large inputs."""
+    rank = round(0.99 * (magnitude.shape[-1] - 1)) + 1
+    return magnitude.kthvalue(rank, dim=-1).values

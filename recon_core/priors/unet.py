@@ -1,0 +1,142 @@
+"""A small convolutional network that removes white noise of any level from complex images of any size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad, relu
+
+from recon_core.priors.precision import bfloat16_pays
+
+
+@dataclass(frozen=True)
+class UNetSize:
+    """How large a network is.
+
+    Args:
+        channels: at each resolution, the finest first; every step halves the resolution.
+        blocks: residual blocks per resolution, on the way down and on the way up.
+    """
+
+    channels: tuple[int, ...] = field(default=(32, 64, 128, 192))
+    blocks: int = 1
+
+
+SIZES = {"small": UNetSize(), "large": UNetSize((64, 96, 128, 192), blocks=2)}
+
+
+class UNet(nn.Module):
+    """Denoiser with the preconditioning of Karras et al. (Elucidating the design space, NeurIPS 2022, table 1).
+
+    There is no normalisation over pixels, so that what it makes of one part of an image depends neither on the size
+    of the image nor on what else is in the batch.
+
+    Args:
+        size: of the network.
+        signal: standard deviation per real channel of clean images (`sigma_data` there).
+    """
+
+    def __init__(self, size: UNetSize, signal: float) -> None:
+        super().__init__()
+        self.size = size
+        self.signal = signal
+        self.network = _Network(size)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, image: Tensor, sigma: Tensor) -> Tensor:
+        """Mean of the clean images given the noisy ones.
+
+        Args:
+            image: `[n, 2, y, x]`, real and imaginary part.
+            sigma: noise level of each, `[n]`.
+        """
+        level = sigma[:, None, None, None]
+        total = torch.sqrt(level**2 + self.signal**2)
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=bfloat16_pays(image.device, image.dtype)):
+            residual = self.network(image / total, torch.log(sigma) / 4)
+        return image * (self.signal / total) ** 2 + residual.to(image.dtype) * (level * self.signal / total)
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """Weight of the squared error that asks equally much of the network at every noise level, `[n]`."""
+        return (sigma**2 + self.signal**2) / (sigma * self.signal) ** 2
+
+
+class _Network(nn.Module):
+    """Residual U-Net; the noise level scales and shifts the features of each block."""
+
+    def __init__(self, size: UNetSize) -> None:
+        super().__init__()
+        channels = size.channels
+        self.noise = _NoiseEmbedding(channels[-1])
+        self.first = nn.Conv2d(2, channels[0], 3, padding=1)
+        self.down = nn.ModuleList(_blocks(c, size.blocks, channels[-1]) for c in channels)
+        self.up = nn.ModuleList(_blocks(c, size.blocks, channels[-1]) for c in channels[:-1])
+        pairs = list(zip(channels[:-1], channels[1:], strict=True))
+        self.coarser = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in pairs)
+        self.finer = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in pairs)
+        self.last = nn.Conv2d(channels[0], 2, 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+
+    def forward(self, image: Tensor, noise: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        level = self.noise(noise)
+        x = self.first(_padded(image, 2 ** len(self.coarser)).contiguous(memory_format=torch.channels_last))
+        skipped = []
+        for i, blocks in enumerate(self.down):
+            for block in blocks:
+                x = block(x, level)
+            if i < len(self.coarser):
+                skipped.append(x)
+                x = self.coarser[i](x)
+        for i in reversed(range(len(self.finer))):
+            x = self.finer[i](x) + skipped[i]
+            for block in self.up[i]:
+                x = block(x, level)
+        return self.last(x)[..., :height, :width]
+
+
+class _Block(nn.Module):
+    def __init__(self, channels: int, noise_features: int) -> None:
+        super().__init__()
+        self.inner = nn.Conv2d(channels, channels, 3, padding=1)
+        self.outer = nn.Conv2d(channels, channels, 3, padding=1)
+        self.film = nn.Linear(noise_features, 2 * channels)
+        # Each block starts as the identity: without normalisation that is what keeps training stable.
+        for layer in (self.outer, self.film):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        gain, shift = self.film(level)[:, :, None, None].chunk(2, dim=1)
+        return x + self.outer(relu(self.inner(x) * (1 + gain) + shift))
+
+
+class _NoiseEmbedding(nn.Module):
+    """Features of the noise level: waves of its logarithm, then two dense layers."""
+
+    def __init__(self, features: int, waves: int = 16) -> None:
+        super().__init__()
+        self.dense = nn.Sequential(nn.Linear(2 * waves, features), nn.SiLU(), nn.Linear(features, features), nn.SiLU())
+        self.frequency: Tensor
+        self.register_buffer("frequency", 2 * math.pi * 2.0 ** torch.linspace(-3, 2, waves), persistent=False)
+
+    def forward(self, noise: Tensor) -> Tensor:
+        angle = noise[:, None] * self.frequency
+        features: Tensor = self.dense(torch.cat([angle.cos(), angle.sin()], dim=1))
+        return features
+
+
+def _blocks(channels: int, count: int, noise_features: int) -> nn.ModuleList:
+    return nn.ModuleList(_Block(channels, noise_features) for _ in range(count))
+
+
+def _padded(image: Tensor, multiple: int) -> Tensor:
+    """The image continued to whole multiples by its edge's mirror image: the noise goes on as it is."""
+    height, width = (-n % multiple for n in image.shape[-2:])
+    if not (height or width):
+        return image
+    mode = "reflect" if min(image.shape[-2:]) >= multiple else "replicate"
+    return pad(image, (0, width, 0, height), mode)

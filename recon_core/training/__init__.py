@@ -1,0 +1,1 @@
+"""Training of priors from clean or from noisy images."""
