@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,7 @@ class _Network(nn.Module):
         self.first = nn.Conv2d(2, channels[0], 3, padding=1)
         self.down = nn.ModuleList(_blocks(c, size.blocks, channels[-1]) for c in channels)
         self.up = nn.ModuleList(_blocks(c, size.blocks, channels[-1]) for c in channels[:-1])
-        pairs = list(zip(channels[:-1], channels[1:], strict=True))
+        pairs = list(pairwise(channels))
         self.coarser = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in pairs)
         self.finer = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in pairs)
         self.last = nn.Conv2d(channels[0], 2, 3, padding=1)
