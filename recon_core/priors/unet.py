@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -14,19 +15,28 @@ from recon_core.priors.precision import bfloat16_pays
 
 
 @dataclass(frozen=True)
-class UNetSize:
-    """How large a network is.
+class UNetConfig:
+    """How large a network is, and for which images.
 
     Args:
         channels: at each resolution, the finest first; every step halves the resolution.
         blocks: residual blocks per resolution, on the way down and on the way up.
+        signal: standard deviation per real channel of clean images (`sigma_data` of Karras et al.).
+
+    Raises:
+        ValueError: there are no channels or blocks, or the signal is not positive.
     """
 
-    channels: tuple[int, ...] = field(default=(32, 64, 128, 192))
+    channels: Sequence[int] = (32, 64, 128, 192)
     blocks: int = 1
+    signal: float = 0.35
+
+    def __post_init__(self) -> None:
+        if not self.channels or min(self.channels) < 1 or self.blocks < 1 or not self.signal > 0:
+            raise ValueError(f"expected channels, blocks and a signal above zero, got {self}")
 
 
-SIZES = {"small": UNetSize(), "large": UNetSize((64, 96, 128, 192), blocks=2)}
+SIZES = {"small": UNetConfig(), "large": UNetConfig((64, 96, 128, 192), blocks=2)}
 
 
 class UNet(nn.Module):
@@ -36,16 +46,14 @@ class UNet(nn.Module):
     of the image nor on what else is in the batch.
 
     Args:
-        size: of the network.
-        signal: standard deviation per real channel of clean images (`sigma_data` there).
+        config: how large it is.
     """
 
-    def __init__(self, size: UNetSize, signal: float) -> None:
+    def __init__(self, config: UNetConfig) -> None:
         super().__init__()
-        self.size = size
-        self.signal = signal
-        self.network = _Network(size)
-        self.to(memory_format=torch.channels_last)
+        self.config = config
+        self.network = _Network(config)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, image: Tensor, sigma: Tensor) -> Tensor:
         """Mean of the clean images given the noisy ones.
@@ -54,27 +62,29 @@ class UNet(nn.Module):
             image: `[n, 2, y, x]`, real and imaginary part.
             sigma: noise level of each, `[n]`.
         """
-        level = sigma[:, None, None, None]
-        total = torch.sqrt(level**2 + self.signal**2)
+        level, signal = sigma[:, None, None, None], self.config.signal
+        total = torch.sqrt(level**2 + signal**2)
         with torch.autocast(image.device.type, torch.bfloat16, enabled=bfloat16_pays(image.device, image.dtype)):
             residual = self.network(image / total, torch.log(sigma) / 4)
-        return image * (self.signal / total) ** 2 + residual.to(image.dtype) * (level * self.signal / total)
+        denoised: Tensor = image * (signal / total) ** 2 + residual.to(image.dtype) * (level * signal / total)
+        return denoised
 
     def weight(self, sigma: Tensor) -> Tensor:
         """Weight of the squared error that asks equally much of the network at every noise level, `[n]`."""
-        return (sigma**2 + self.signal**2) / (sigma * self.signal) ** 2
+        signal = self.config.signal
+        return (sigma**2 + signal**2) / (sigma * signal) ** 2
 
 
 class _Network(nn.Module):
     """Residual U-Net; the noise level scales and shifts the features of each block."""
 
-    def __init__(self, size: UNetSize) -> None:
+    def __init__(self, config: UNetConfig) -> None:
         super().__init__()
-        channels = size.channels
+        channels = config.channels
         self.noise = _NoiseEmbedding(channels[-1])
         self.first = nn.Conv2d(2, channels[0], 3, padding=1)
-        self.down = nn.ModuleList(_blocks(c, size.blocks, channels[-1]) for c in channels)
-        self.up = nn.ModuleList(_blocks(c, size.blocks, channels[-1]) for c in channels[:-1])
+        self.down = nn.ModuleList(_Level(c, config.blocks, channels[-1]) for c in channels)
+        self.up = nn.ModuleList(_Level(c, config.blocks, channels[-1]) for c in channels[:-1])
         pairs = list(pairwise(channels))
         self.coarser = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in pairs)
         self.finer = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in pairs)
@@ -87,16 +97,26 @@ class _Network(nn.Module):
         x = self.first(_padded(image, 2 ** len(self.coarser)).contiguous(memory_format=torch.channels_last))
         skipped = []
         for i, blocks in enumerate(self.down):
-            for block in blocks:
-                x = block(x, level)
+            x = blocks(x, level)
             if i < len(self.coarser):
                 skipped.append(x)
                 x = self.coarser[i](x)
         for i in reversed(range(len(self.finer))):
-            x = self.finer[i](x) + skipped[i]
-            for block in self.up[i]:
-                x = block(x, level)
-        return self.last(x)[..., :height, :width]
+            x = self.up[i](self.finer[i](x) + skipped[i], level)
+        residual: Tensor = self.last(x)[..., :height, :width]
+        return residual
+
+
+class _Level(nn.ModuleList):
+    """The blocks of one resolution."""
+
+    def __init__(self, channels: int, blocks: int, noise_features: int) -> None:
+        super().__init__(_Block(channels, noise_features) for _ in range(blocks))
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        for block in self:
+            x = block(x, level)
+        return x
 
 
 class _Block(nn.Module):
@@ -106,13 +126,13 @@ class _Block(nn.Module):
         self.outer = nn.Conv2d(channels, channels, 3, padding=1)
         self.film = nn.Linear(noise_features, 2 * channels)
         # Each block starts as the identity: without normalisation that is what keeps training stable.
-        for layer in (self.outer, self.film):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for parameter in (*self.outer.parameters(), *self.film.parameters()):
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         gain, shift = self.film(level)[:, :, None, None].chunk(2, dim=1)
-        return x + self.outer(relu(self.inner(x) * (1 + gain) + shift))
+        change: Tensor = self.outer(relu(self.inner(x) * (1 + gain) + shift))
+        return x + change
 
 
 class _NoiseEmbedding(nn.Module):
@@ -128,10 +148,6 @@ class _NoiseEmbedding(nn.Module):
         angle = noise[:, None] * self.frequency
         features: Tensor = self.dense(torch.cat([angle.cos(), angle.sin()], dim=1))
         return features
-
-
-def _blocks(channels: int, count: int, noise_features: int) -> nn.ModuleList:
-    return nn.ModuleList(_Block(channels, noise_features) for _ in range(count))
 
 
 def _padded(image: Tensor, multiple: int) -> Tensor:

@@ -1,0 +1,115 @@
+"""Random complex patches of images: what a prior sees while it learns."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import interpolate, pad
+
+from recon_core.training.corpus import Corpus
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How images are varied, so that the prior learns more than the images of one scanner.
+
+    Args:
+        smallest: images are shrunk by factors from this to one: other pixel sizes.
+        contrast: share of magnitude images whose intensities go through a random curve: other weightings.
+        gain: intensities are multiplied by up to this or its inverse: scales are only estimated at the scanner.
+        phase: greatest excursion of the smooth phase that magnitude images get, in radians; the constant part is
+            uniform for all images.
+    """
+
+    smallest: float = 0.5
+    contrast: float = 0.5
+    gain: float = 1.25
+    phase: float = math.pi
+
+
+# Noise stays white and of its level only where pixels are neither averaged nor pushed through a curve.
+KEEPS_NOISE = Augmentation(smallest=1.0, contrast=0.0)
+
+
+def patches(
+    corpus: Corpus, count: int, edge: int, augmentation: Augmentation, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """Random patches of random images.
+
+    Args:
+        corpus: to draw from.
+        count: number of patches.
+        edge: of a patch in pixels.
+        augmentation: how they are varied.
+        generator: of every random draw.
+
+    Returns:
+        Channels `[count, 2, edge, edge]` on the scale of the corpus, and the noise in each, `[count]`.
+    """
+    drawn = torch.randint(len(corpus), (count,), generator=generator)
+    gain = augmentation.gain ** (2 * torch.rand(count, generator=generator) - 1)
+    images = torch.stack([_patch(corpus[int(i)], edge, augmentation, generator) for i in drawn])
+    channels = torch.view_as_real(images * gain[:, None, None]).movedim(-1, 1)
+    return channels.contiguous(), corpus.noise[drawn] * gain
+
+
+def _patch(image: Tensor, edge: int, augmentation: Augmentation, generator: Generator) -> Tensor:
+    patch = _turned(_crop(image, edge, augmentation.smallest, generator), generator)
+    if not patch.is_complex():
+        if _uniform(0, 1, generator) < augmentation.contrast:
+            patch = _other_contrast(patch, generator)
+        patch = torch.polar(patch.clamp_min(0), _smooth_phase(edge, augmentation.phase, generator))
+    angle = torch.tensor(_uniform(-math.pi, math.pi, generator))
+    return patch * torch.polar(torch.ones(()), angle)
+
+
+def _crop(image: Tensor, edge: int, smallest: float, generator: Generator) -> Tensor:
+    """A random window of the image, shrunk to `edge` pixels by a random factor."""
+    window = round(edge / _uniform(smallest, 1, generator))
+    missing = [max(window - n, 0) for n in image.shape]
+    if any(missing):
+        image = pad(
+            image, (missing[1] // 2, missing[1] - missing[1] // 2, missing[0] // 2, missing[0] - missing[0] // 2)
+        )
+    top, left = (int(torch.randint(n - window + 1, (), generator=generator)) for n in image.shape)
+    cut = image[top : top + window, left : left + window]
+    if window == edge:
+        return cut
+    channels = torch.view_as_real(cut).movedim(-1, 0) if cut.is_complex() else cut[None]
+    small = interpolate(channels[None], (edge, edge), mode="bilinear", antialias=True)[0]
+    return torch.view_as_complex(small.movedim(0, -1).contiguous()) if cut.is_complex() else small[0]
+
+
+def _turned(patch: Tensor, generator: Generator) -> Tensor:
+    quarter, mirrored = int(torch.randint(4, (), generator=generator)), _uniform(0, 1, generator) < 0.5
+    patch = torch.rot90(patch, quarter, (-2, -1))
+    return patch.flip(-1) if mirrored else patch
+
+
+def _other_contrast(magnitude: Tensor, generator: Generator, knots: int = 6) -> Tensor:
+    """Intensities through a random piecewise linear curve that keeps air dark, as another weighting would."""
+    heights = torch.cat([torch.zeros(1), torch.rand(knots, generator=generator)])
+    heights = heights / heights.max()
+    position = magnitude.clamp(0, 1) * knots
+    below = position.floor().clamp(max=knots - 1)
+    index = below.long()
+    curve = heights[index] + (position - below) * (heights[index + 1] - heights[index])
+    # What is brighter than the scale goes on as the curve ends.
+    return curve * magnitude.clamp_min(1)
+
+
+def _smooth_phase(edge: int, greatest: float, generator: Generator) -> Tensor:
+    """A random cubic over the patch, `[edge, edge]` in radians, as coils and off-resonance leave it."""
+    line = torch.linspace(-1, 1, edge)
+    powers = torch.stack([line**n for n in range(4)])
+    order = torch.arange(4)
+    coefficients = torch.randn(4, 4, generator=generator) * (order[:, None] + order <= 3)
+    phase = powers.T @ coefficients @ powers
+    return phase / phase.abs().max() * _uniform(0, greatest, generator)
+
+
+def _uniform(low: float, high: float, generator: Generator) -> float:
+    return low + (high - low) * float(torch.rand((), generator=generator))
