@@ -1,0 +1,1 @@
+"""Tables of the priors: who denoises how well, and how the shipped weights came to be."""

@@ -36,7 +36,7 @@ class UNetConfig:
             raise ValueError(f"expected channels, blocks and a signal above zero, got {self}")
 
 
-SIZES = {"small": UNetConfig(), "large": UNetConfig((64, 96, 128, 192), blocks=2)}
+SIZES = {"small": UNetConfig(), "large": UNetConfig((64, 96, 128, 128), blocks=2)}
 
 
 class UNet(nn.Module):
