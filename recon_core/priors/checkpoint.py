@@ -13,7 +13,7 @@ from torch import Tensor, nn
 # How files begin that `torch.save` writes: a zip archive, or (before torch 1.6) a pickle with a magic number.
 _BEGINNINGS = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
 # What an unpickler may meet in a file whose bytes are not what they were.
-_DAMAGE = (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError)
+_DAMAGE = (OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError)
 
 
 def read_checkpoint(path: str | Path) -> object:
@@ -85,4 +85,4 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], what: str) ->
 
 
 def _told(thing: object) -> str:
-    return f"a tensor {list(thing.shape)}" if isinstance(thing, Tensor) else f"a {type(thing).__name__}"
+    return f"a tensor {list(thing.shape)}" if isinstance(thing, Tensor) else type(thing).__name__
