@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
+from recon_core.priors.checkpoint import load_tensors, read_checkpoint
 from recon_core.priors.prior import Convention
 from recon_core.training.augmentation import KEEPS_NOISE, Augmentation, patches
 from recon_core.training.corpus import Corpus
@@ -97,21 +99,30 @@ class Trainer:
             every: steps between two checkpoints with their entries of the curve.
 
         Raises:
-            ValueError: the checkpoint belongs to another training, or the loss is no longer finite.
+            ValueError: there are no images, or noisy ones without noise; the checkpoint belongs to another training;
+                or loss or gradient are no longer finite.
         """
+        self._require_images(corpus, validation)
+        told = self._told(corpus)
         if checkpoint.exists():
-            self._load(checkpoint)
+            self._load(checkpoint, told)
         held_out = self._validation_batch(validation)
-        total = 0.0
+        losses: list[float] = []
         with tqdm(total=self._settings.steps, initial=self.step, desc="train", unit="step") as bar:
             while self.step < self._settings.steps:
-                total += self._advance(corpus)
+                losses.append(self._advance(corpus))
                 bar.update()
                 if self.step % every == 0 or self.step == self._settings.steps:
-                    self._note(total / ((self.step - 1) % every + 1), held_out)
-                    self._save(checkpoint)
+                    self._note(sum(losses) / len(losses), held_out)
+                    self._save(checkpoint, told)
                     bar.set_postfix(loss=f"{self.curve.loss[-1]:.4f}", validation=f"{self.curve.validation[-1]:.4f}")
-                    total = 0.0
+                    losses.clear()
+
+    def _require_images(self, corpus: Corpus, validation: Corpus) -> None:
+        if not (len(corpus) and len(validation)):
+            raise ValueError(f"expected images to train on and to validate by, got {len(corpus)} and {len(validation)}")
+        if self._settings.objective == "sure" and not all(bool((c.noise > 0).all()) for c in (corpus, validation)):
+            raise ValueError('expected a noise level above zero for every image, as the objective "sure" needs it')
 
     def _advance(self, corpus: Corpus) -> float:
         """One step of the optimiser; the loss before it."""
@@ -119,17 +130,17 @@ class Trainer:
         for group, share in zip(self._optimiser.param_groups, self._shares, strict=True):
             group["lr"] = share * settings.rate * schedule(self.step / settings.steps)
         loss = self._loss(self.network, *self._batch(corpus), self._generator)
-        if not bool(torch.isfinite(loss)):
-            raise ValueError(f"the training diverged: loss {float(loss)} at step {self.step}")
         self._optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        length = nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        if not bool(torch.isfinite(loss) & torch.isfinite(length)):
+            raise ValueError(f"the training diverged: loss {loss.item()}, gradient {length.item()} at step {self.step}")
         self._optimiser.step()
         if self._constrain is not None:
             self._constrain(self.network)
         self._average()
         self.step += 1
-        return float(loss)
+        return float(loss.detach())
 
     def _batch(self, corpus: Corpus) -> tuple[Tensor, Tensor, Tensor]:
         """Patches, the noise in them, and the noise levels to train at."""
@@ -173,30 +184,51 @@ class Trainer:
         self.curve.loss.append(loss)
         self.curve.validation.append(sum(losses) / len(losses))
 
-    def _save(self, path: Path) -> None:
+    def _told(self, corpus: Corpus) -> dict[str, str]:
+        """What a checkpoint must have in common with this training to be resumed by it."""
+        return {
+            "settings": repr(self._settings),
+            "convention": repr(self._convention),
+            "images": f"{len(corpus)} with checksum {_checksum(corpus):08x}",
+        }
+
+    def _save(self, path: Path, told: dict[str, str]) -> None:
         state: dict[str, Any] = {
+            "told": told,
             "step": self.step,
             "network": self.network.state_dict(),
             "averaged": self.averaged.state_dict(),
             "optimiser": self._optimiser.state_dict(),
             "generator": self._generator.get_state(),
             "curve": vars(self.curve),
-            "settings": repr(self._settings),
         }
         partial = path.with_name(path.name + ".part")
         torch.save(state, partial)
         partial.replace(path)
 
-    def _load(self, path: Path) -> None:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["settings"] != repr(self._settings):
-            raise ValueError(f"{path} is of a training with other settings: {state['settings']}")
-        self.network.load_state_dict(state["network"])
-        self.averaged.load_state_dict(state["averaged"])
+    def _load(self, path: Path, told: dict[str, str]) -> None:
+        state = read_checkpoint(path)
+        if not isinstance(state, dict) or "told" not in state:
+            raise ValueError(f"{path} is not the checkpoint of a training, expected what this program wrote")
+        for name, ours in told.items():
+            if state["told"][name] != ours:
+                raise ValueError(
+                    f"{path} is of a training with other {name}: expected {ours}, got {state['told'][name]}"
+                )
+        load_tensors(self.network, state["network"], str(path))
+        load_tensors(self.averaged, state["averaged"], str(path))
         self._optimiser.load_state_dict(state["optimiser"])
         self._generator.set_state(state["generator"])
         self.curve = Curve(**state["curve"])
         self.step = state["step"]
+
+
+def _checksum(corpus: Corpus) -> int:
+    total = 0
+    for image in corpus.images:
+        pixels = torch.view_as_real(image) if image.is_complex() else image
+        total = zlib.crc32(pixels.contiguous().numpy().tobytes(), total)
+    return zlib.crc32(corpus.noise.numpy().tobytes(), total)
 
 
 def schedule(progress: float, warm_up: float = 0.01) -> float:
