@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from tokenize import TokenError
+from zipfile import BadZipFile
 
 import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError as NibabelError
-from nibabel.spatialimages import SpatialImage
+from nibabel.spatialimages import HeaderDataError, SpatialImage
 from numpy.typing import NDArray
 
-SUFFIXES = (".nii", ".nii.gz", ".npz", ".npy")
+_NIFTI = (".nii", ".nii.gz")
+SUFFIXES = (*_NIFTI, ".npz", ".npy")
+
+_NUMBERS = "uifc"
+
+# What readers may meet in a file whose bytes are not what they were.
+_DAMAGE = (
+    *(OSError, EOFError, ValueError, RuntimeError, OverflowError, MemoryError, SyntaxError, TokenError),
+    *(zlib.error, BadZipFile, NibabelError, HeaderDataError),
+)
 
 # Voxels whose edges differ by less than this are cut in all three directions: the others would give squeezed heads.
 _ISOTROPIC = 1.25
@@ -53,11 +64,11 @@ def slices_of(path: Path, key: str | None = None) -> Iterator[NDArray[np.generic
         ImageFileError: The file is broken, holds pickled objects or no images, or the key is not there.
     """
     try:
-        stacks = list(_nifti_stacks(path) if ".nii" in path.suffixes else _numpy_stacks(path, key))
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, NibabelError) as error:
+        stacks = list(_nifti_stacks(path) if path.name.endswith(_NIFTI) else _numpy_stacks(path, key))
+    except _DAMAGE as error:
         raise ImageFileError(f"{path}: not readable as images: {error}") from error
     if not stacks:
-        raise ImageFileError(f"{path}: expected arrays of two dimensions or more, found none")
+        raise ImageFileError(f"{path}: expected arrays of numbers with two dimensions or more, found none")
     for stack in stacks:
         yield from stack
 
@@ -70,13 +81,14 @@ def _numpy_stacks(path: Path, key: str | None) -> Iterator[NDArray[np.generic]]:
     """Arrays as stacks `[n, y, x]`."""
     with path.open("rb") as file:
         content = np.load(file, allow_pickle=False)
-        arrays = {"": content} if isinstance(content, np.ndarray) else {name: content[name] for name in content.files}
-    if key is not None and path.suffix == ".npz":
-        if key not in arrays:
-            raise ValueError(f'no array "{key}"; it holds {", ".join(arrays) or "nothing"}')
-        arrays = {key: arrays[key]}
-    for array in arrays.values():
-        if array.ndim >= 2 and array.dtype.kind in "uifc":
+        if isinstance(content, np.ndarray):
+            arrays = [content]
+        elif key is None or key in content.files:
+            arrays = [content[name] for name in (content.files if key is None else [key])]
+        else:
+            raise ValueError(f'no array "{key}"; it holds {", ".join(content.files) or "nothing"}')
+    for array in arrays:
+        if array.ndim >= 2 and array.dtype.kind in _NUMBERS:
             yield array.reshape(-1, *array.shape[-2:])
 
 
@@ -85,7 +97,7 @@ def _nifti_stacks(path: Path) -> Iterator[NDArray[np.generic]]:
     if not isinstance(image, SpatialImage):
         raise ValueError("not a NIfTI image")
     volumes = np.asanyarray(image.dataobj)
-    if volumes.ndim < 2:
+    if volumes.ndim < 2 or volumes.dtype.kind not in _NUMBERS:
         return
     edges = np.asarray(image.header.get_zooms()[:3], float)
     volumes = volumes.reshape(*volumes.shape[:3], -1) if volumes.ndim > 2 else volumes[:, :, None, None]
