@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -26,11 +27,17 @@ from pipelines.simulate import TRAJECTORIES, SimulationSettings, holds_truth, si
 from pipelines.sinks import open_sinks
 from pipelines.streams.file import RawFile
 from pipelines.streams.server import Limits, Server
+from pipelines.training import TrainingJob, train
+from recon_core.priors.card import Source
+from recon_core.priors.library import shipped_priors
+from recon_core.priors.unet import SIZES
+from recon_core.priors.weights import Description, describe
 
 log = logging.getLogger("spinstream")
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
+IMAGES = click.Path(exists=True, path_type=Path)
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 GRACE_SECONDS = 5.0
@@ -253,6 +260,87 @@ def _exported(path: Path, folder: Path, overwrite: bool) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(path, target)
     return target
+
+
+class _Source(click.ParamType):  # type: ignore[type-arg]  # generic only in newer click
+    """NAME; LICENCE; CITATION."""
+
+    name = "NAME; LICENCE; CITATION"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Source:
+        parts = [part.strip() for part in str(value).split(";")]
+        if len(parts) != 3 or not all(parts):
+            self.fail(f"expected three parts, NAME; LICENCE; CITATION, got {value!r}", param, ctx)
+        return Source(*parts)
+
+
+@main.command("train")
+@click.argument("kind", type=click.Choice(["unet", "pogmdm"]))
+@click.option("--data", type=IMAGES, multiple=True, required=True, help="Images to learn from; may be given again.")
+@click.option("-o", "--output", type=FILE, required=True, help="The weights, .safetensors.")
+@click.option("--validation", type=IMAGES, multiple=True, help="Images to select by [a twentieth of each data file].")
+@click.option("--key", help="The one array to take of .npz files [all].")
+@click.option("--objective", type=click.Choice(["clean", "sure"]), default="clean", show_default=True)
+@click.option(
+    "--noise",
+    type=click.FloatRange(0, min_open=True),
+    help="For sure: the noise in the images, standard deviation of the real part, in their units [estimated].",
+)
+@click.option("--size", type=click.Choice([*SIZES]), default="small", show_default=True, help="Of the U-Net.")
+@click.option("--start", metavar="PRIOR", help="A U-Net to go on from, such as head_unet [random weights].")
+@click.option("--steps", type=click.IntRange(1), help="Of the optimiser [as many as suit the kind].")
+@click.option("--seed", default=1, show_default=True, help="Of every random draw.")
+@click.option("--device", type=DEVICES, default="auto", show_default=True, help="Where to compute.")
+@click.option("--summary", default="A prior of its user's own images.", help="For the model card: one line.")
+@click.option("--licence", default="not stated", help="For the model card: of the weights.")
+@click.option("--source", "sources", type=_Source(), multiple=True, help="For the model card: where images came from.")
+def train_command(device: str, data: tuple[Path, ...], output: Path, kind: str, **settings: Any) -> None:
+    """Train a prior on .nii, .npz and .npy images; the same command resumes what was interrupted."""
+    if output.suffix != ".safetensors":
+        raise click.UsageError(f"-o {output}: expected a name that ends in .safetensors")
+    if kind == "pogmdm" and (settings["size"] != "small" or settings["start"]):
+        raise click.UsageError("--size and --start are for the U-Net; a pogmdm has one size")
+    if settings["noise"] and settings["objective"] == "clean":
+        raise click.UsageError("--noise is for --objective sure; clean images have none")
+    job = TrainingJob(
+        kind=kind, data=data, output=output, device=Site(device=device).torch_device(), command=_command(), **settings
+    )
+    for name, value in train(job).items():
+        click.echo(f"{name:50s} {value:.4g}")
+    click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB; beside it its card, curve and samples")
+
+
+def _command() -> str:
+    """What was typed, without the folders of this machine."""
+    return shlex.join(["spinstream", *(Path(word).name if os.sep in word else word for word in sys.argv[1:])])
+
+
+@main.command()
+@click.argument("files", type=EXISTING_FILE, nargs=-1)
+@click.option("--card", metavar="NAME", help="Print the model card of this one.")
+def priors(files: tuple[Path, ...], card: str | None) -> None:
+    """List the priors that come with spinstream, and FILES of your own."""
+    known = {**shipped_priors(), **{str(path): path for path in files}}
+    if card is not None:
+        if card not in known:
+            raise SpinstreamError(f"no prior is called {card!r}{nearest(card, known)} (there are: {', '.join(known)})")
+        click.echo(_described(known[card]).card.to_markdown(card))
+        return
+    for name, path in known.items():
+        told = _described(path)
+        convention = told.convention
+        click.echo(f"{name:20s} {told.card.summary}")
+        click.echo(
+            f"{'':20s} {told.kind}, {path.stat().st_size / 1e6:.1f} MB, {told.card.licence}; noise "
+            f"{convention.lowest:g} to {convention.highest:g} of the {convention.scale}"
+        )
+
+
+def _described(path: Path) -> Description:
+    try:
+        return describe(path)
+    except (ValueError, OSError) as error:
+        raise SpinstreamError(str(error)) from error
 
 
 @main.command()

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, elu, interpolate, max_pool2d
 
 from recon_core.priors.checkpoint import as_tensors, load_tensors, read_checkpoint
+from recon_core.priors.padding import mirrored
 from recon_core.priors.prior import Convention, Prior
-from recon_core.priors.unet import _padded
 
 # Pixels of the image, along each side, per pixel of the coarsest features.
 _COARSEST = 8
@@ -88,7 +88,7 @@ class NCSNv2(nn.Module):
             sigma: noise level of each, `[n]`.
         """
         height, width = image.shape[-2:]
-        score = self.scaled_score(_padded(image, _COARSEST))[..., :height, :width]
+        score = self.scaled_score(mirrored(image, _COARSEST))[..., :height, :width]
         return image + sigma[:, None, None, None] * score
 
     def scaled_score(self, image: Tensor) -> Tensor:

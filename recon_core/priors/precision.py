@@ -13,10 +13,10 @@ def bfloat16_pays(device: torch.device, dtype: torch.dtype) -> bool:
     if dtype == torch.float64:
         return False
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     return device.type == "cpu" and _cpu_has_bfloat16()
 
 
 def _cpu_has_bfloat16() -> bool:
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, check, bool)() for check in checks)
+    return any(bool(getattr(torch.cpu, check, bool)()) for check in checks)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Scale = Literal["percentile99", "maximum"]
 
@@ -90,8 +90,9 @@ class Prior:
             raise ValueError(f"expected a complex image [..., y, x], got {image.dtype} {list(image.shape)}")
         levels = self._levels(sigma, image)
         channels = torch.view_as_real(image.flatten(0, -3) if image.ndim > 2 else image[None]).movedim(-1, -3)
-        denoised = self.denoiser(channels.contiguous(), levels)
-        return torch.view_as_complex(denoised.movedim(-3, -1).contiguous()).to(image.dtype).reshape(image.shape)
+        dtype = self._dtype(channels)
+        denoised = self.denoiser(channels.contiguous().to(dtype), levels.to(dtype))
+        return torch.view_as_complex(denoised.to(channels.dtype).movedim(-3, -1).contiguous()).reshape(image.shape)
 
     def score(self, image: Tensor, sigma: float | Tensor) -> Tensor:
         """Gradient of the log density of noisy images, per real channel: `(denoised - image) / sigma^2` (Tweedie)."""
@@ -107,6 +108,10 @@ class Prior:
         """
         unscaled = image / alpha
         return (unscaled - self.denoise(unscaled, sigma / alpha)) * (alpha / sigma)
+
+    def _dtype(self, channels: Tensor) -> torch.dtype:
+        """A network computes in the precision of its weights, any other callable in that of the image."""
+        return next(self.denoiser.parameters()).dtype if isinstance(self.denoiser, nn.Module) else channels.dtype
 
     def _levels(self, sigma: float | Tensor, image: Tensor) -> Tensor:
         """`sigma` for each image `[n]`, checked against what the prior knows."""

@@ -9,8 +9,9 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, relu
+from torch.nn.functional import relu
 
+from recon_core.priors.padding import mirrored
 from recon_core.priors.precision import bfloat16_pays
 
 
@@ -36,7 +37,7 @@ class UNetConfig:
             raise ValueError(f"expected channels, blocks and a signal above zero, got {self}")
 
 
-SIZES = {"small": UNetConfig(), "large": UNetConfig((64, 96, 128, 128), blocks=2)}
+SIZES = {"small": UNetConfig(), "large": UNetConfig(blocks=2)}
 
 
 class UNet(nn.Module):
@@ -94,7 +95,7 @@ class _Network(nn.Module):
     def forward(self, image: Tensor, noise: Tensor) -> Tensor:
         height, width = image.shape[-2:]
         level = self.noise(noise)
-        x = self.first(_padded(image, 2 ** len(self.coarser)).contiguous(memory_format=torch.channels_last))
+        x = self.first(mirrored(image, 2 ** len(self.coarser)).contiguous(memory_format=torch.channels_last))
         skipped = []
         for i, blocks in enumerate(self.down):
             x = blocks(x, level)
@@ -148,12 +149,3 @@ class _NoiseEmbedding(nn.Module):
         angle = noise[:, None] * self.frequency
         features: Tensor = self.dense(torch.cat([angle.cos(), angle.sin()], dim=1))
         return features
-
-
-def _padded(image: Tensor, multiple: int) -> Tensor:
-    """The image continued to whole multiples by its edge's mirror image: the noise goes on as it is."""
-    height, width = (-n % multiple for n in image.shape[-2:])
-    if not (height or width):
-        return image
-    mode = "reflect" if min(image.shape[-2:]) >= multiple else "replicate"
-    return pad(image, (0, width, 0, height), mode)

@@ -45,7 +45,7 @@ class Description:
     card: Card
 
 
-def save_prior(path: Path, network: Network, convention: Convention, card: Card, half: bool = False) -> None:
+def save_prior(path: Path, network: nn.Module, convention: Convention, card: Card, half: bool = False) -> None:
     """Writes a trained prior, and its card as a page beside it.
 
     Args:
@@ -56,8 +56,10 @@ def save_prior(path: Path, network: Network, convention: Convention, card: Card,
         half: whether to store the weights in half precision, in half the space.
 
     Raises:
-        ValueError: a weight is not finite.
+        ValueError: a weight is not finite, or the network is of no kind that `read_prior` knows.
     """
+    if not isinstance(network, Network):
+        raise ValueError(f"expected a network of the kinds {', '.join(_KINDS)}, got a {type(network).__name__}")
     tensors = as_tensors(network.state_dict(), str(path))
     stored = {name: (tensor.half() if half else tensor).contiguous() for name, tensor in tensors.items()}
     metadata = {

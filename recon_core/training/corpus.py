@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from recon_core.priors.prior import Convention
 from recon_core.training.image_files import ImageFileError, image_files, slices_of
+from recon_core.training.noise_level import estimate_noise
 
 # Slices of which less is brighter than a tenth of the file's brightest slice hold too little to learn from.
 _LEAST_FILLED = 0.05
@@ -22,7 +23,7 @@ class Corpus:
     """Images on the unit scale of a convention, kept in half precision.
 
     Args:
-        images: each `[y, x]`, float16 (magnitudes) or complex32.
+        images: each float16, magnitudes `[y, x]` or real and imaginary part `[y, x, 2]`.
         noise: standard deviation per real channel of the noise in each image, `[n]`; zero where they count as clean.
     """
 
@@ -35,8 +36,8 @@ class Corpus:
 
     def __getitem__(self, index: int) -> Tensor:
         """One image `[y, x]` in single precision."""
-        image = self.images[index]
-        return image.to(torch.complex64 if image.is_complex() else torch.float32)
+        image = self.images[index].float()
+        return torch.view_as_complex(image) if image.ndim == 3 else image
 
     def __add__(self, other: Corpus) -> Corpus:
         """Both, one after the other."""
@@ -50,7 +51,7 @@ class Corpus:
 
 
 def read_corpus(
-    paths: Iterable[Path], convention: Convention, key: str | None = None, noise: float = 0.0
+    paths: Iterable[Path], convention: Convention, key: str | None = None, noise: float | None = 0.0
 ) -> list[Corpus]:
     """The slices of each file, without the empty ones.
 
@@ -58,10 +59,11 @@ def read_corpus(
         paths: files and folders.
         convention: of the prior to be trained.
         key: the one array to take of npz files.
-        noise: standard deviation per real channel of the noise in the files, in their units.
+        noise: standard deviation per real channel of the noise in the files, in their units; None estimates it from
+            each image, which must be complex.
 
     Raises:
-        ImageFileError: nothing to learn from, or a file that cannot be read.
+        ImageFileError: nothing to learn from, a file that cannot be read, or noisy magnitudes.
     """
     files = image_files(paths)
     corpora = [_read(path, convention, key, noise) for path in tqdm(files, desc="read", disable=len(files) < 2)]
@@ -70,15 +72,28 @@ def read_corpus(
     return corpora
 
 
-def _read(path: Path, convention: Convention, key: str | None, noise: float) -> Corpus:
+def _read(path: Path, convention: Convention, key: str | None, noise: float | None) -> Corpus:
     slices = [np.ascontiguousarray(image) for image in slices_of(path, key)]
     bright = max((np.percentile(np.abs(image), 99) for image in slices), default=0.0)
     if not np.isfinite(bright):
         raise ImageFileError(f"{path}: holds values that are not finite")
     kept = [_tensor(image) for image in slices if _filled(image, bright) >= _LEAST_FILLED]
+    if noise != 0.0 and not all(image.is_complex() for image in kept):
+        raise ImageFileError(f"{path}: expected complex images, got magnitudes, whose noise is not Gaussian")
     units = [convention.unit(image) for image in kept]
-    images = [_half(image / unit) for image, unit in zip(kept, units, strict=True)]
-    return Corpus(images, noise / torch.tensor([float(unit) for unit in units]))
+    unit_images = [image / unit for image, unit in zip(kept, units, strict=True)]
+    if noise is None:
+        levels = torch.tensor([_estimated(image, path) for image in unit_images])
+    else:
+        levels = noise / torch.tensor([float(unit) for unit in units])
+    return Corpus([_half(image) for image in unit_images], levels)
+
+
+def _estimated(image: Tensor, path: Path) -> float:
+    try:
+        return estimate_noise(image)
+    except ValueError as error:
+        raise ImageFileError(f"{path}: {error}") from error
 
 
 def _filled(image: NDArray[np.generic], bright: float) -> float:
@@ -91,4 +106,4 @@ def _tensor(image: NDArray[np.generic]) -> Tensor:
 
 
 def _half(image: Tensor) -> Tensor:
-    return image.to(torch.complex32 if image.is_complex() else torch.float16)
+    return (torch.view_as_real(image) if image.is_complex() else image).half()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -59,7 +60,9 @@ def sure_loss(denoiser: Denoiser, noisy: Tensor, noise: Tensor, sigma: Tensor, g
     return (denoiser.weight(noise) * estimate + denoiser.weight(sigma) * _square(predicted - base)).mean()
 
 
-def stein_estimate(denoiser: Denoiser, noisy: Tensor, sigma: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+def stein_estimate(
+    denoiser: Callable[[Tensor, Tensor], Tensor], noisy: Tensor, sigma: Tensor, generator: Generator
+) -> tuple[Tensor, Tensor]:
     """Unbiased estimate of each image's mean square error without the truth, and the denoised images.
 
     The divergence is that of one random probe of signs (Ramani et al., IEEE Trans Image Process 17:1540, 2008), with

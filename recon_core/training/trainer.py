@@ -226,8 +226,7 @@ class Trainer:
 def _checksum(corpus: Corpus) -> int:
     total = 0
     for image in corpus.images:
-        pixels = torch.view_as_real(image) if image.is_complex() else image
-        total = zlib.crc32(pixels.contiguous().numpy().tobytes(), total)
+        total = zlib.crc32(image.contiguous().numpy().tobytes(), total)
     return zlib.crc32(corpus.noise.numpy().tobytes(), total)
 
 
