@@ -84,7 +84,8 @@ def _numpy_stacks(path: Path, key: str | None) -> Iterator[NDArray[np.generic]]:
         if isinstance(content, np.ndarray):
             arrays = [content]
         elif key is None or key in content.files:
-            arrays = [content[name] for name in (content.files if key is None else [key])]
+            # What is no array in an archive comes as bytes.
+            arrays = [np.asarray(content[name]) for name in (content.files if key is None else [key])]
         else:
             raise ValueError(f'no array "{key}"; it holds {", ".join(content.files) or "nothing"}')
     for array in arrays:
