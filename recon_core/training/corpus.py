@@ -74,9 +74,7 @@ def read_corpus(
 
 def _read(path: Path, convention: Convention, key: str | None, noise: float | None) -> Corpus:
     slices = [np.ascontiguousarray(image) for image in slices_of(path, key)]
-    bright = max((np.percentile(np.abs(image), 99) for image in slices), default=0.0)
-    if not np.isfinite(bright):
-        raise ImageFileError(f"{path}: holds values that are not finite")
+    bright = _brightness(slices, path)
     kept = [_tensor(image) for image in slices if _filled(image, bright) >= _LEAST_FILLED]
     if noise != 0.0 and not all(image.is_complex() for image in kept):
         raise ImageFileError(f"{path}: expected complex images, got magnitudes, whose noise is not Gaussian")
@@ -86,7 +84,23 @@ def _read(path: Path, convention: Convention, key: str | None, noise: float | No
         levels = torch.tensor([_estimated(image, path) for image in unit_images])
     else:
         levels = noise / torch.tensor([float(unit) for unit in units])
-    return Corpus([_half(image) for image in unit_images], levels)
+    images = [_half(image) for image in unit_images]
+    if not all(bool(torch.isfinite(image).all()) for image in images):
+        raise ImageFileError(
+            f"{path}: some pixels are over {torch.finfo(torch.half).max:g} times as bright as the others"
+        )
+    return Corpus(images, levels)
+
+
+def _brightness(slices: list[NDArray[np.generic]], path: Path) -> float:
+    """The 99th percentile of the brightest slice."""
+    if not all(np.isfinite(image).all() for image in slices):
+        raise ImageFileError(f"{path}: holds values that are not finite")
+    bright = max((float(np.percentile(np.abs(image), 99)) for image in slices), default=0.0)
+    lowest = min((float(image.min()) for image in slices if not np.iscomplexobj(image)), default=0.0)
+    if lowest < -bright / 2:  # what is less below zero, interpolation may have left
+        raise ImageFileError(f"{path}: expected magnitudes or complex images, got values down to {lowest:g}")
+    return bright
 
 
 def _estimated(image: Tensor, path: Path) -> float:
