@@ -46,7 +46,7 @@ class Convention:
         """
         magnitude = image.abs().flatten(-2)
         unit = magnitude.amax(-1) if self.scale == "maximum" else _percentile99(magnitude)
-        if not bool((torch.isfinite(unit) & (unit > 0)).all()):
+        if not bool(torch.isfinite(magnitude).all() and (unit > 0).all()):
             raise ValueError("an image that is zero or not finite cannot be scaled for a prior")
         return unit
 
@@ -86,10 +86,11 @@ class Prior:
         Raises:
             ValueError: the image is not complex or has no pixels, or a level is outside of what the prior learnt.
         """
-        if not image.is_complex() or image.ndim < 2:
+        if not image.is_complex() or image.ndim < 2 or not image.numel():
             raise ValueError(f"expected a complex image [..., y, x], got {image.dtype} {list(image.shape)}")
         levels = self._levels(sigma, image)
-        channels = torch.view_as_real(image.flatten(0, -3) if image.ndim > 2 else image[None]).movedim(-1, -3)
+        images = image.flatten(0, -3) if image.ndim > 2 else image[None]
+        channels = torch.view_as_real(images.resolve_conj()).movedim(-1, -3)
         dtype = self._dtype(channels)
         denoised = self.denoiser(channels.contiguous().to(dtype), levels.to(dtype))
         return torch.view_as_complex(denoised.to(channels.dtype).movedim(-3, -1).contiguous()).reshape(image.shape)
@@ -111,7 +112,8 @@ class Prior:
 
     def _dtype(self, channels: Tensor) -> torch.dtype:
         """A network computes in the precision of its weights, any other callable in that of the image."""
-        return next(self.denoiser.parameters()).dtype if isinstance(self.denoiser, nn.Module) else channels.dtype
+        weights = self.denoiser.parameters() if isinstance(self.denoiser, nn.Module) else iter(())
+        return next(weights, channels).dtype
 
     def _levels(self, sigma: float | Tensor, image: Tensor) -> Tensor:
         """`sigma` for each image `[n]`, checked against what the prior knows."""
