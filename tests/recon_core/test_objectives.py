@@ -11,9 +11,6 @@ from torch import nn
 from recon_core.priors.unet import UNet, UNetConfig
 from recon_core.training.objectives import clean_loss, stein_estimate, sure_loss
 
-# What torch itself loads for forward derivatives.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
-
 SIGNAL, NOISE = 0.5, 0.2
 
 

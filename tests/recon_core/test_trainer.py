@@ -11,9 +11,6 @@ from recon_core.training.augmentation import Augmentation
 from recon_core.training.corpus import Corpus
 from recon_core.training.trainer import Settings, Trainer, noise_levels, schedule
 
-# What torch itself loads for forward derivatives.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
-
 CONVENTION = Convention("maximum", 0.01, 10.0)
 AS_THEY_ARE = Augmentation(smallest=1.0, contrast=0.0, gain=1.0)
 SIGNAL, NOISE = 0.5, 0.1
@@ -27,7 +24,7 @@ def corpus(count=6, edge=20, noise=NOISE, seed=0, signal=SIGNAL):
     """White Gaussian images, with noise in them."""
     images = torch.randn(count, edge, edge, 2, generator=torch.Generator().manual_seed(seed))
     spread = math.hypot(signal, noise)
-    return Corpus([torch.view_as_complex((spread * image).half()) for image in images], torch.full((count,), noise))
+    return Corpus([(spread * image).half() for image in images], torch.full((count,), noise))
 
 
 def settings(**changes):

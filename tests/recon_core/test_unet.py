@@ -148,7 +148,6 @@ def test_gradients_reach_the_image_and_every_weight():
         assert parameter.grad.abs().max() > 0, name
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # what torch loads for such derivatives
 @pytest.mark.parametrize("level", [0.01, 1.0])
 def test_the_derivative_is_that_of_differences(level):
     unet, image, along = network(), normal(1, 2, 11, 16), normal(1, 2, 11, 16, seed=1)
