@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import interpolate, pad
+from torch.nn.functional import interpolate
 
 from recon_core.training.corpus import Corpus
 
@@ -51,13 +51,15 @@ def patches(
     """
     drawn = torch.randint(len(corpus), (count,), generator=generator)
     gain = augmentation.gain ** (2 * torch.rand(count, generator=generator) - 1)
-    images = torch.stack([_patch(corpus[int(i)], edge, augmentation, generator) for i in drawn])
+    images = torch.stack(
+        [_patch(corpus[i], float(corpus.noise[i]), edge, augmentation, generator) for i in drawn.tolist()]
+    )
     channels = torch.view_as_real(images * gain[:, None, None]).movedim(-1, 1)
     return channels.contiguous(), corpus.noise[drawn] * gain
 
 
-def _patch(image: Tensor, edge: int, augmentation: Augmentation, generator: Generator) -> Tensor:
-    patch = _turned(_crop(image, edge, augmentation.smallest, generator), generator)
+def _patch(image: Tensor, noise: float, edge: int, augmentation: Augmentation, generator: Generator) -> Tensor:
+    patch = _turned(_crop(image, noise, edge, augmentation.smallest, generator), generator)
     if not patch.is_complex():
         if _uniform(0, 1, generator) < augmentation.contrast:
             patch = _other_contrast(patch, generator)
@@ -66,14 +68,11 @@ def _patch(image: Tensor, edge: int, augmentation: Augmentation, generator: Gene
     return patch * torch.polar(torch.ones(()), angle)
 
 
-def _crop(image: Tensor, edge: int, smallest: float, generator: Generator) -> Tensor:
+def _crop(image: Tensor, noise: float, edge: int, smallest: float, generator: Generator) -> Tensor:
     """A random window of the image, shrunk to `edge` pixels by a random factor."""
     window = round(edge / _uniform(smallest, 1, generator))
-    missing = [max(window - n, 0) for n in image.shape]
-    if any(missing):
-        image = pad(
-            image, (missing[1] // 2, missing[1] - missing[1] // 2, missing[0] // 2, missing[0] - missing[0] // 2)
-        )
+    if min(image.shape) < window:
+        image = _amid_air(image, noise, window, generator)
     top, left = (int(torch.randint(n - window + 1, (), generator=generator)) for n in image.shape)
     cut = image[top : top + window, left : left + window]
     if window == edge:
@@ -81,6 +80,17 @@ def _crop(image: Tensor, edge: int, smallest: float, generator: Generator) -> Te
     channels = torch.view_as_real(cut).movedim(-1, 0) if cut.is_complex() else cut[None]
     small = interpolate(channels[None], (edge, edge), mode="bilinear", antialias=True)[0]
     return torch.view_as_complex(small.movedim(0, -1).contiguous()) if cut.is_complex() else small[0]
+
+
+def _amid_air(image: Tensor, noise: float, edge: int, generator: Generator) -> Tensor:
+    """The image continued to at least `edge` pixels each way by air, which is as noisy as the image."""
+    shape = [max(n, edge) for n in image.shape]
+    air = torch.zeros(shape, dtype=image.dtype)
+    if noise:
+        air += noise * torch.view_as_complex(torch.randn(*shape, 2, generator=generator))
+    top, left = ((whole - n) // 2 for whole, n in zip(shape, image.shape, strict=True))
+    air[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return air
 
 
 def _turned(patch: Tensor, generator: Generator) -> Tensor:
