@@ -1,0 +1,265 @@
+import math
+
+import pytest
+import torch
+
+from recon_core.priors.pogmdm import experts, model, shearlets
+from recon_core.priors.pogmdm.experts import SPREAD, Tables, all_weights, mixture_mean
+from recon_core.priors.pogmdm.model import PoGMDM, PoGMDMConfig
+
+from analytic import smooth_head
+
+RULES = ["tight", "published"]
+
+
+def _model(rule="tight", seed=0, **config):
+    """A model far from its symmetric start, in double precision."""
+    generator = torch.Generator().manual_seed(seed)
+    network = PoGMDM(PoGMDMConfig(rule, **config)).double().eval().requires_grad_(False)
+    network.gain.uniform_(0.5, 2, generator=generator)
+    for parameter, change in ((network.low_pass, 0.01), (network.fan, 0.003)):
+        parameter += change * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    network.weights *= torch.rand(network.weights.shape, generator=generator, dtype=torch.float64)
+    network.project_()
+    return network
+
+
+def _noisy(shape, sigma, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    clean = smooth_head(64).real.double()[..., : shape[-2], : shape[-1]]
+    return clean + sigma[:, None, None, None] * torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def test_it_has_1578_numbers():
+    assert sum(parameter.numel() for parameter in PoGMDM(PoGMDMConfig()).parameters()) == 9 + 17**2 + 20 * 63 + 20
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_score_is_the_gradient_of_the_potential(rule):
+    network, sigma = _model(rule), torch.tensor([0.02, 0.7], dtype=torch.float64)
+    image = _noisy((2, 2, 15, 18), sigma)
+    direction = torch.randn(image.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    step = 1e-5 * direction
+    slope = (network.potential(image + step, sigma) - network.potential(image - step, sigma)) / 2e-5
+    found = -(network.score(image, sigma, exact=True) * direction).sum((1, 2, 3))
+    torch.testing.assert_close(found, slope, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("scale", [1.0, 60.0])
+def test_tables_agree_with_the_exact_sum_also_far_beyond_their_reach(rule, scale):
+    network = _model(rule)
+    for level in (0.005, 10.0):
+        sigma = torch.tensor([level], dtype=torch.float64)
+        image = scale * _noisy((1, 1, 16, 17), sigma)
+        exact = network.score(image, sigma, exact=True)
+        assert (network.score(image, sigma) - exact).norm() < 5e-4 * exact.norm()
+        single = _model(rule).float().score(image.float(), sigma.float())
+        assert (single - exact).norm() < 5e-4 * exact.norm()
+
+
+def test_gradients_reach_all_numbers():
+    network, sigma = _model().train().requires_grad_(), torch.tensor([0.05, 0.05, 0.6], dtype=torch.float64)
+    image = _noisy((3, 1, 16, 17), sigma)
+
+    def loss():
+        return network(image, sigma).square().sum()
+
+    torch.autograd.backward(loss())
+    for parameter in network.parameters():
+        direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        with torch.no_grad():
+            parameter += 1e-6 * direction
+            above = loss()
+            parameter -= 2e-6 * direction
+            slope = (above - loss()) / 2e-6
+            parameter += 1e-6 * direction
+        # Where the nodes of the tables lie moves with the numbers too, and has no gradient.
+        assert (parameter.grad * direction).sum() == pytest.approx(float(slope), rel=0.02)
+
+
+def _flat_bands(low_pass, fan, size):
+    """Ideal filters: disjoint bands that together pass everything, each with a gain of its own."""
+    rows = torch.arange(size[0])
+    # A frequency and its negative belong to the same filter, else it would not be real.
+    band = (torch.minimum(rows, size[0] - rows)[:, None] + torch.arange(size[1] // 2 + 1)) % shearlets.FILTERS
+    gains = torch.linspace(0.2, 0.6, shearlets.FILTERS, dtype=torch.float64)[:, None, None]
+    return gains * (band == torch.arange(shearlets.FILTERS)[:, None, None]) + 0j
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_gaussian_experts_on_disjoint_flat_bands_diffuse_exactly(rule, monkeypatch):
+    monkeypatch.setattr(shearlets, "spectra", _flat_bands)
+    monkeypatch.setattr(shearlets, "coarse_spectrum", lambda low_pass, size: _flat_bands(low_pass, None, size)[0] * 0)
+    network = _model(rule, share=1.0)
+    if rule == "published":
+        network.gain.fill_(1.0)  # the rule leaves the factors out, so it is exact without them
+    network.weights.zero_()
+    network.weights[:, 0] = 1.0
+    size = (26, 31)
+    gains = _flat_bands(network.low_pass, None, size).real * network.gain[:, None, None]
+    prior = SPREAD**2 / gains.square().sum(0)
+    for level in (0.03, 10.0):
+        sigma = torch.tensor([level], dtype=torch.float64)
+        # Weights of zero count as 1e-14, so the image must be one that the model thinks possible.
+        image = level * torch.randn(1, 1, *size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        expected = torch.fft.irfft2(-torch.fft.rfft2(image) / (prior + level**2), s=size)
+        torch.testing.assert_close(network.score(image, sigma, exact=True), expected, rtol=1e-6, atol=1e-6 / level)
+
+
+def test_tight_shearlets_share_every_frequency_out():
+    network = _model("tight")
+    system = network._system(torch.zeros(1, 1, 30, 41, dtype=torch.float64))
+    shares = (system.power / system.speed[:, None, None] ** 2).sum(0) + system.rest
+    torch.testing.assert_close(shares, torch.ones_like(shares))
+
+
+def test_at_the_highest_noise_it_beats_silence_and_the_mean():
+    clean, sigma = smooth_head(64).real.double(), torch.full((20,), 10.0, dtype=torch.float64)
+    noise = torch.randn(20, 1, 64, 64, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    noisy = clean + 10 * noise
+    error = (_model()(noisy, sigma) - clean).square().mean()
+    assert error < (noisy.mean((2, 3), keepdim=True) - clean).square().mean()
+    assert error < clean.square().mean()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_mirrored_intensities_give_mirrored_images(rule):
+    sigma = torch.tensor([0.1], dtype=torch.float64)
+    image = _noisy((1, 1, 18, 24), sigma)
+    torch.testing.assert_close(_model(rule)(-image, sigma), -_model(rule)(image, sigma))
+
+
+def test_shifting_the_image_around_shifts_the_result():
+    sigma = torch.tensor([0.1], dtype=torch.float64)
+    image = _noisy((1, 2, 25, 30), sigma)
+    turned = _model()(image.roll((7, -4), (-2, -1)), sigma)
+    torch.testing.assert_close(turned, _model()(image, sigma).roll((7, -4), (-2, -1)))
+
+
+def test_transposing_the_image_transposes_the_result_if_both_cones_are_alike():
+    network, sigma = _model(), torch.tensor([0.1], dtype=torch.float64)
+    network.gain[10:], network.weights[10:] = network.gain[:10], network.weights[:10]
+    image = _noisy((1, 1, 21, 32), sigma)
+    torch.testing.assert_close(network(image.mT, sigma), network(image, sigma).mT)
+
+
+def test_images_of_a_batch_and_channels_do_not_know_of_one_another():
+    network, sigma = _model(), torch.tensor([0.3, 0.02, 0.3], dtype=torch.float64)
+    image = _noisy((3, 2, 20, 26), sigma)
+    together = network(image, sigma)
+    for n in range(3):
+        for c in range(2):
+            torch.testing.assert_close(together[n, c], network(image[n : n + 1, c : c + 1], sigma[n : n + 1])[0, 0])
+
+
+def test_changed_numbers_and_sizes_are_not_answered_from_memory():
+    network, sigma = _model(), torch.tensor([0.1], dtype=torch.float64)
+    image = _noisy((1, 1, 20, 26), sigma)
+    first = network(image, sigma)
+    assert torch.equal(network(image, sigma), first)
+    network.load_state_dict(_model(seed=5).state_dict())
+    torch.testing.assert_close(network(image, sigma), _model(seed=5)(image, sigma))
+    assert not torch.allclose(network(image, sigma), first)
+    assert network(image[..., :19, :25], sigma).shape == (1, 1, 19, 25)
+    torch.testing.assert_close(network(image, sigma / 2), _model(seed=5)(image, sigma / 2))
+
+
+def test_memory_of_past_levels_and_sizes_is_bounded(monkeypatch):
+    monkeypatch.setattr(model, "_NODES", 33)
+    network = _model()
+    for n in range(20):
+        network(torch.zeros(1, 1, 10 + n, 12, dtype=torch.float64), torch.tensor([0.1 + n], dtype=torch.float64))
+    assert len(network._systems._built) <= 3
+    assert len(network._tables._built) <= 8
+
+
+def _violated():
+    """Numbers that break all constraints."""
+    generator = torch.Generator().manual_seed(4)
+    network = PoGMDM(PoGMDMConfig()).double().requires_grad_(False)
+    for parameter in network.parameters():
+        parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    network.gain[:3] = -1.0
+    return network
+
+
+def test_projected_numbers_meet_the_constraints_and_stay():
+    network = _violated()
+    network.project_()
+    weights = all_weights(network.weights)
+    assert weights.min() >= 0
+    torch.testing.assert_close(weights.sum(1), torch.ones(20, dtype=torch.float64))
+    assert float(network.low_pass.sum()) == pytest.approx(1)
+    assert float(network.fan.abs().sum()) == pytest.approx(1)
+    assert network.gain.min() == 0
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    network.project_()
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=1e-15)
+
+
+def test_projected_numbers_are_the_nearest_allowed_ones():
+    network = _violated()
+    given = {name: value.clone() for name, value in network.state_dict().items()}
+    network.project_()
+    generator = torch.Generator().manual_seed(5)
+
+    def density(entries):
+        drawn = torch.rand(200, entries, generator=generator, dtype=torch.float64) ** 20
+        return drawn / drawn.sum(1, keepdim=True)
+
+    # The projection p of g on a convex set: (g - p) . (q - p) <= 0 for every q in it.
+    def assert_nearest(before, after, others):
+        assert ((others - after) @ (before - after)).max() < 1e-12
+
+    for before, after in zip(all_weights(given["weights"]), all_weights(network.weights), strict=True):
+        assert_nearest(before, after, density(125) + 0 * before)
+    signs = given["fan"].sign().flatten()
+    assert_nearest(given["fan"].flatten(), network.fan.flatten(), density(289) * signs)
+    free = torch.randn(200, 9, generator=generator, dtype=torch.float64)
+    assert_nearest(given["low_pass"], network.low_pass, free - (free.sum(1, keepdim=True) - 1) / 9)
+    assert torch.equal(network.gain, given["gain"].clamp(min=0))
+
+
+def test_a_weight_of_zero_has_a_finite_gradient():
+    weights = torch.zeros(1, 125).requires_grad_()
+    response, variance = torch.tensor([0.4]), torch.tensor([SPREAD**2])
+    mixture_mean(response, weights + torch.eye(125)[62], variance).sum().backward()
+    assert torch.isfinite(weights.grad).all()
+
+
+def test_the_mean_of_the_mixture_is_that_of_bayes():
+    weights = torch.zeros(125, dtype=torch.float64)
+    weights[[0, 124]] = 0.5
+    response, variance = torch.linspace(-2, 2, 41, dtype=torch.float64), torch.tensor(0.3, dtype=torch.float64)
+    expected = 0.5 * torch.tanh(0.5 * response / variance)
+    torch.testing.assert_close(mixture_mean(response, weights, variance), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_tables_hold_the_mean_at_their_nodes():
+    weights = all_weights(experts.student_weights())[None]
+    variance = torch.tensor([[SPREAD**2]], dtype=torch.float64)
+    tables = Tables.build(weights, variance, 101)
+    nodes = torch.linspace(-1, 1, 101, dtype=torch.float64) * tables.reach[0, 0]
+    expected = mixture_mean(nodes, weights, variance[0]) / variance[0]
+    torch.testing.assert_close(tables.values[0, 0], expected, rtol=1e-9, atol=1e-9)
+    found = tables.look_up(nodes.reshape(1, 1, 1, 1, 101), torch.tensor([0])).flatten()
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_an_unknown_rule_is_refused():
+    with pytest.raises(ValueError, match='"tight" or "published", got \'loose\''):
+        PoGMDMConfig("loose")
+
+
+@pytest.mark.parametrize("config", [{"share": 0.0}, {"share": 1.5}, {"turn": 0.0}, {"turn": math.nan}])
+def test_settings_out_of_range_are_refused(config):
+    with pytest.raises(ValueError, match="expected a share above 0"):
+        PoGMDMConfig(**config)
+
+
+def test_the_grid_finds_the_greatest_gain():
+    found = shearlets.spectra(shearlets.flat_low_pass(), shearlets.fan_filter(), model._GRID).abs().amax((1, 2))
+    finer = shearlets.spectra(shearlets.flat_low_pass(), shearlets.fan_filter(), (600, 700)).abs().amax((1, 2))
+    torch.testing.assert_close(found, finer, rtol=2e-3, atol=0)
