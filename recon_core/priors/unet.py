@@ -33,7 +33,7 @@ class UNetConfig:
     signal: float = 0.35
 
     def __post_init__(self) -> None:
-        if not self.channels or min(self.channels) < 1 or self.blocks < 1 or not self.signal > 0:
+        if not self.channels or min(self.channels) < 1 or self.blocks < 1 or not 0 < self.signal < math.inf:
             raise ValueError(f"expected channels, blocks and a signal above zero, got {self}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from recon_core.priors.prior import Convention, Prior
 from recon_core.priors.unet import UNet, UNetConfig
 
 FORMAT = "spinstream prior 1"
+_ENTRIES = {"card", "config", "convention", "kind"}
 
 Network = UNet | PoGMDM
 _KINDS: dict[str, Callable[..., Network]] = {
@@ -80,6 +81,7 @@ def describe(path: Path) -> Description:
         OSError: the file cannot be read.
         ValueError: it is no safetensors file, or not of this program.
     """
+    path.open("rb").close()  # the reader's own errors do not name the file
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -90,11 +92,13 @@ def describe(path: Path) -> Description:
         ) from error
     if metadata.get("format") != FORMAT:
         raise ValueError(f'{path} is not a prior: expected the format "{FORMAT}", got {metadata.get("format")!r}')
+    if not metadata.keys() >= _ENTRIES:
+        raise ValueError(f"{path}: expected a description with {_listed(_ENTRIES)}, got {_listed(metadata)}")
     try:
         kind, config = metadata["kind"], json.loads(metadata["config"])
         convention = Convention(**json.loads(metadata["convention"]))
         return Description(kind, config, convention, Card.from_json(metadata["card"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: its description is damaged: {error}") from error
 
 
@@ -122,8 +126,12 @@ def _build(told: Description, path: Path) -> Network:
         raise ValueError(f"{path}: expected a prior of the kinds {', '.join(_KINDS)}, got {told.kind!r}")
     try:
         return _KINDS[told.kind](**told.config)
-    except TypeError as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: its configuration does not describe a {told.kind}: {error}") from error
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
 
 
 def _ready(network: nn.Module, device: torch.device | str) -> nn.Module:

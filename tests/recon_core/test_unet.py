@@ -208,7 +208,15 @@ def test_weights_make_the_network_what_it_was():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"channels": ()}, {"channels": (4, 0)}, {"blocks": 0}, {"signal": 0.0}, {"signal": math.nan}]
+    "wrong",
+    [
+        {"channels": ()},
+        {"channels": (4, 0)},
+        {"blocks": 0},
+        {"signal": 0.0},
+        {"signal": math.nan},
+        {"signal": math.inf},
+    ],
 )
 def test_configurations_that_mean_nothing_are_refused(wrong):
     with pytest.raises(ValueError, match="channels, blocks and a signal above zero"):
