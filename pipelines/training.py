@@ -101,7 +101,8 @@ def _train(job: TrainingJob) -> dict[str, float]:
         command=job.command,
         metrics=figures,
     )
-    save_prior(job.output, network, recipe.convention, card, half=True)
+    # The few numbers of a pogmdm are worth their full precision.
+    save_prior(job.output, network, recipe.convention, card, half=job.kind == "unet")
     curve_picture(trainer.curve, _beside(job.output, "_curve.png"))
     sample_picture(prior, validation, job.device, _beside(job.output, "_samples.png"))
     return figures

@@ -1,6 +1,6 @@
 """Makes noisy complex head images for training without clean ones: each is seen once, with one draw of noise.
 
-    python -m benchmarks.priors.noisy_heads heads/train noisy_heads --count 2400 --noise 0.05
+python -m benchmarks.priors.noisy_heads heads/train noisy_heads --count 2400 --noise 0.05
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=0.05)
     chosen = parser.parse_args()
     chosen.target.mkdir(parents=True, exist_ok=True)
-    first, *others = read_corpus([chosen.source], Convention("percentile99", 0.005, 160.0))
+    first, *others = read_corpus([chosen.source], Convention("percentile99", 0.01, 160.0))
     corpus = sum(others, first)
     generator = torch.Generator().manual_seed(7)
     for number in range(chosen.count // 200):

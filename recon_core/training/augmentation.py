@@ -100,9 +100,14 @@ def _turned(patch: Tensor, generator: Generator) -> Tensor:
 
 
 def _other_contrast(magnitude: Tensor, generator: Generator, knots: int = 6) -> Tensor:
-    """Intensities through a random piecewise linear curve that keeps air dark, as another weighting would."""
-    heights = torch.cat([torch.zeros(1), torch.rand(knots, generator=generator)])
-    heights = heights / heights.max()
+    """Intensities through a random piecewise linear curve, as another weighting would show them.
+
+    The curve may fall and rise, but never steeply, least of all at zero: the noise of the images must not come out
+    as texture, nor air as tissue. Dark curves are made brighter, by a factor of two at most for the same reason.
+    """
+    slopes = torch.cat([torch.rand(1, generator=generator), 4 * torch.rand(knots - 1, generator=generator) - 2])
+    heights = torch.cat([torch.zeros(1), slopes.cumsum(0).abs() / knots])
+    heights = heights / heights.max().clamp_min(0.5)
     position = magnitude.clamp(0, 1) * knots
     below = position.floor().clamp(max=knots - 1)
     index = below.long()

@@ -238,10 +238,10 @@ def schedule(progress: float, warm_up: float = 0.01) -> float:
 def noise_levels(count: int, convention: Convention, generator: Generator) -> Tensor:
     """Random noise levels of a convention's range, `[count]`.
 
-    Four fifths lie about 0.1, where images are decided; the others anywhere, evenly on the logarithmic scale.
+    Most lie about 0.1, where images are decided; the others anywhere, evenly on the logarithmic scale.
     """
     low, high = math.log(convention.lowest), math.log(convention.highest)
-    middle = -2.0 + 1.2 * torch.randn(count, generator=generator)
+    middle = -2.5 + 1.4 * torch.randn(count, generator=generator)
     anywhere = low + (high - low) * torch.rand(count, generator=generator)
-    often = torch.rand(count, generator=generator) < 0.8
+    often = torch.rand(count, generator=generator) < 0.7
     return torch.where(often, middle, anywhere).clamp(low, high).exp()

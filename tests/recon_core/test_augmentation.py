@@ -202,15 +202,16 @@ def test_other_contrasts_keep_air_dark_and_the_scale():
     lines = curves(CONTRAST)
     assert lines[:, 0].abs().max() < 1e-6
     assert lines.min() >= 0
-    # The brightest tissue is at one, somewhere along the curve: knots lie between the ramp's pixels.
+    # The noise of air is at most doubled; tissue is nowhere brighter than the scale, and seldom far below it.
+    assert lines[:, 1].max() <= 2 * ramp(1.0)[1, 0] + 1e-5
     assert lines.amax(1).max() <= 1 + 1e-5
-    assert lines.amax(1).min() > 0.9
+    assert lines.amax(1).median() > 0.9
     assert lines.std(0).max() > 0.2  # and no two are alike
 
 
 def test_other_contrasts_are_continuous_and_differ_in_order():
     lines = curves(CONTRAST)
-    assert lines.diff(dim=1).abs().max() <= 6 / 63 + 1e-5  # six straight pieces, each of a height of at most one
+    assert lines.diff(dim=1).abs().max() <= 4 / 63 + 1e-5  # nowhere steeper than two, at most doubled
     rising = (lines.diff(dim=1) > 0).float().mean(1)
     assert ((rising > 0.2) & (rising < 0.95)).sum() > 20  # other weightings turn contrasts round
 
