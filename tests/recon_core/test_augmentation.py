@@ -202,10 +202,10 @@ def test_other_contrasts_keep_air_dark_and_the_scale():
     lines = curves(CONTRAST)
     assert lines[:, 0].abs().max() < 1e-6
     assert lines.min() >= 0
-    # The noise of air is at most doubled; tissue is nowhere brighter than the scale, and seldom far below it.
+    # The noise of air is at most doubled; tissue is nowhere brighter than the scale, and mostly near it.
     assert lines[:, 1].max() <= 2 * ramp(1.0)[1, 0] + 1e-5
     assert lines.amax(1).max() <= 1 + 1e-5
-    assert lines.amax(1).median() > 0.9
+    assert lines.amax(1).median() > 0.8
     assert lines.std(0).max() > 0.2  # and no two are alike
 
 
