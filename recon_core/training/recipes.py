@@ -77,14 +77,14 @@ def pogmdm_recipe(seed: int) -> Recipe:
 
     The range of noise reaches to where the sampler of that paper starts. Levels are shared within a batch, because
     each costs a table; patches are large, because the filters wrap around; the rate is thirty times that of the paper,
-    for a thirtieth of its steps.
+    for a sixtieth of its steps.
 
     Args:
         seed: of the training; the first weights are not random.
     """
     network = PoGMDM(PoGMDMConfig())
     optimiser = AdaBelief(network.parameter_groups())
-    settings = Settings(seed=seed, rate=3e-3, steps=3000, levels=4, edges=(128, 192))
+    settings = Settings(seed=seed, rate=3e-3, steps=1500, levels=2, edges=(128, 192))
     return Recipe(network, optimiser, Convention("maximum", 0.005, 10.0), settings, _project)
 
 

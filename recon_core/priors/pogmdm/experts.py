@@ -28,7 +28,7 @@ def all_weights(half: Tensor) -> Tensor:
 def student_weights() -> Tensor:
     """Where the weights start, `[63]`: a density with heavy tails, of sum one with its mirror image."""
     position = torch.linspace(0, 0.5, COMPONENTS // 2 + 1, dtype=torch.float64)
-    half = 1 / (1 + 500 * position**2)
+    half = 1 / (1 + (position / 0.01) ** 2)
     return half / all_weights(half).sum()
 
 

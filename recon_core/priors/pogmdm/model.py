@@ -33,22 +33,20 @@ class PoGMDMConfig:
 
     Args:
         diffusion: what noise does to the experts, see `PoGMDM`.
-        share: of the noise that a tight model holds its experts to at low levels.
-        turn: noise level about which that share rises to one.
+        share: power to which a tight model raises each of its experts; a published one takes them as they are.
 
     Raises:
-        ValueError: an unknown rule, or a share or a level that is out of range.
+        ValueError: an unknown rule, or a share that is out of range.
     """
 
     diffusion: Diffusion = "tight"
-    share: float = 0.2
-    turn: float = 0.25
+    share: float = 0.15
 
     def __post_init__(self) -> None:
         if self.diffusion not in ("tight", "published"):
             raise ValueError(f'expected the diffusion "tight" or "published", got {self.diffusion!r}')
-        if not (0 < self.share <= 1 and self.turn > 0):
-            raise ValueError(f"expected a share above 0, at most 1, and a positive turn, got {self.share}, {self.turn}")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"expected a share above 0, at most 1, got {self.share}")
 
 
 @dataclass(frozen=True)
@@ -101,14 +99,14 @@ class PoGMDM(nn.Module):
       of a low-pass filter included: at high noise they share every frequency out exactly. The low-pass filter has no
       numbers of its own: what it passes is Gaussian, of the power 1 / frequency^2 of images.
 
-    A response holds only its part of the noise in the twenty overlapping filters, so at levels below `turn` a tight
-    model holds its experts to the `share` of xi_k^2 sigma^2; the mixtures then make up for it by their width, as they
-    do sixfold under the published rule. The share rises to one with the level: where all the width is in the noise,
-    the pulls must add up.
+    A response holds only a small part of the noise, of which twenty overlapping filters each tell. A tight model
+    therefore raises each expert to the power `share` and widens its components by `share * xi_k^2 sigma^2`, about
+    the noise that its response does hold: sharp enough to tell an edge from noise, and together still exact for
+    Gaussian experts, at every level.
 
     In evaluation mode the numbers count as constants: filters are kept for the last few image sizes and tables for
     the last few noise levels. In training a table is made for each distinct level of a batch: share levels between
-    images (four a batch) to save time. Filters wrap around at the borders of a patch, so take large ones (128 and
+    images to save time. Filters wrap around at the borders of a patch, so take large ones (128 and
     more). The rate of the paper, 1e-4 with `AdaBelief`, is for 100,000 steps; take 3e-3 and let it fall for 3000.
 
     Args:
@@ -152,8 +150,8 @@ class PoGMDM(nn.Module):
             centre = experts.mixture_mean(response, all_weights(self.weights)[:, None, None], each) / each
         else:
             centre = self._table(levels, variance).look_up(response, level)
-        pulled = torch.einsum("nckyx,kyx->ncyx", torch.fft.rfft2(centre), system.filters)
-        pulled = pulled - _stiffness(levels, variance, system)[level, None] * spectrum
+        pulled = self._power_of_experts * torch.einsum("nckyx,kyx->ncyx", torch.fft.rfft2(centre), system.filters)
+        pulled = pulled - self._stiffness(levels, variance, system)[level, None] * spectrum
         score: Tensor = torch.fft.irfft2(pulled, s=image.shape[-2:])
         return score
 
@@ -170,7 +168,7 @@ class PoGMDM(nn.Module):
         weights = all_weights(self.weights)[:, None, None]
         energy = experts.potential(_responses(spectrum, system, image), weights, variance).sum((1, 2, 3, 4))
         rest = torch.fft.irfft2(_rest_stiffness(sigma, system)[:, None] * spectrum, s=image.shape[-2:])
-        return energy + 0.5 * torch.sum(rest * image, dim=(1, 2, 3))
+        return self._power_of_experts * energy + 0.5 * torch.sum(rest * image, dim=(1, 2, 3))
 
     def weight(self, sigma: Tensor) -> Tensor:
         """Weight of the squared error that asks equally much of the model at every noise level, `[n]`.
@@ -234,23 +232,22 @@ class PoGMDM(nn.Module):
 
     def _variance(self, levels: Tensor, system: _System) -> Tensor:
         """Of the components at each noise level, `[levels, filters]`."""
-        noise = levels[:, None] ** 2
-        if self.config.diffusion == "tight":
-            turn = self.config.turn**2
-            noise = noise * (self.config.share * turn + noise) / (turn + noise)
-        return SPREAD**2 + noise * system.speed**2
+        return SPREAD**2 + self._power_of_experts * levels[:, None] ** 2 * system.speed**2
+
+    def _stiffness(self, levels: Tensor, variance: Tensor, system: _System) -> Tensor:
+        """What the score takes of every frequency, `[levels, y, x // 2 + 1]`: the linear part of all experts."""
+        shearlets_alone = self._power_of_experts * torch.einsum("lk,kyx->lyx", 1 / variance, system.power)
+        return shearlets_alone + _rest_stiffness(levels, system)
+
+    @property
+    def _power_of_experts(self) -> float:
+        return self.config.share if self.config.diffusion == "tight" else 1.0
 
 
 def _responses(spectrum: Tensor, system: _System, image: Tensor) -> Tensor:
     """Of all filters, `[n, channels, 20, y, x]`."""
     responses: Tensor = torch.fft.irfft2(spectrum[:, :, None] * system.filters.conj(), s=image.shape[-2:])
     return responses
-
-
-def _stiffness(levels: Tensor, variance: Tensor, system: _System) -> Tensor:
-    """What the score takes of every frequency, `[levels, y, x // 2 + 1]`: the linear part of all experts."""
-    shearlets_alone: Tensor = torch.einsum("lk,kyx->lyx", 1 / variance, system.power)
-    return shearlets_alone + _rest_stiffness(levels, system)
 
 
 def _rest_stiffness(levels: Tensor, system: _System) -> Tensor:
