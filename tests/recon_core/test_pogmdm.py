@@ -87,22 +87,23 @@ def _flat_bands(low_pass, fan, size):
     return gains * (band == torch.arange(shearlets.FILTERS)[:, None, None]) + 0j
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_gaussian_experts_on_disjoint_flat_bands_diffuse_exactly(rule, monkeypatch):
+@pytest.mark.parametrize(("rule", "share"), [("published", 1.0), ("tight", 1.0), ("tight", 0.15)])
+def test_gaussian_experts_on_disjoint_flat_bands_diffuse_exactly(rule, share, monkeypatch):
     monkeypatch.setattr(shearlets, "spectra", _flat_bands)
     monkeypatch.setattr(shearlets, "coarse_spectrum", lambda low_pass, size: _flat_bands(low_pass, None, size)[0] * 0)
-    network = _model(rule, share=1.0)
+    network = _model(rule, share=share)
     if rule == "published":
         network.gain.fill_(1.0)  # the rule leaves the factors out, so it is exact without them
     network.weights.zero_()
     network.weights[:, 0] = 1.0
     size = (26, 31)
     gains = _flat_bands(network.low_pass, None, size).real * network.gain[:, None, None]
-    prior = SPREAD**2 / gains.square().sum(0)
-    for level in (0.03, 10.0):
+    prior = SPREAD**2 / (share * gains.square().sum(0))
+    for level in (0.005, 0.03, 0.4, 10.0, 160.0):
         sigma = torch.tensor([level], dtype=torch.float64)
-        # Weights of zero count as 1e-14, so the image must be one that the model thinks possible.
-        image = level * torch.randn(1, 1, *size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        # Weights of zero count as 1e-14, so every expert alone must think the image possible.
+        noise = torch.randn(1, 1, *size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        image = math.sqrt(share) * level * noise
         expected = torch.fft.irfft2(-torch.fft.rfft2(image) / (prior + level**2), s=size)
         torch.testing.assert_close(network.score(image, sigma, exact=True), expected, rtol=1e-6, atol=1e-6 / level)
 
@@ -112,6 +113,14 @@ def test_tight_shearlets_share_every_frequency_out():
     system = network._system(torch.zeros(1, 1, 30, 41, dtype=torch.float64))
     shares = (system.power / system.speed[:, None, None] ** 2).sum(0) + system.rest
     torch.testing.assert_close(shares, torch.ones_like(shares))
+
+
+@pytest.mark.parametrize("level", [10.0, 160.0])
+def test_high_noise_around_a_flat_image_is_pulled_back_whole(level):
+    sigma = torch.tensor([level], dtype=torch.float64)
+    noise = level * torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    pull = -noise / level**2
+    assert (_model().score(0.5 + noise, sigma) - pull).norm() < 0.05 * pull.norm()
 
 
 def test_at_the_highest_noise_it_beats_silence_and_the_mean():
@@ -253,7 +262,7 @@ def test_an_unknown_rule_is_refused():
         PoGMDMConfig("loose")
 
 
-@pytest.mark.parametrize("config", [{"share": 0.0}, {"share": 1.5}, {"turn": 0.0}, {"turn": math.nan}])
+@pytest.mark.parametrize("config", [{"share": 0.0}, {"share": 1.5}, {"share": math.nan}])
 def test_settings_out_of_range_are_refused(config):
     with pytest.raises(ValueError, match="expected a share above 0"):
         PoGMDMConfig(**config)
