@@ -1,4 +1,7 @@
+import copy
 import math
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -172,6 +175,50 @@ def test_changed_numbers_and_sizes_are_not_answered_from_memory():
     assert not torch.allclose(network(image, sigma), first)
     assert network(image[..., :19, :25], sigma).shape == (1, 1, 19, 25)
     torch.testing.assert_close(network(image, sigma / 2), _model(seed=5)(image, sigma / 2))
+    network.gain.data *= 2  # changed behind the back of autograd
+    assert not torch.allclose(network(image, sigma), _model(seed=5)(image, sigma))
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_inference_mode_gives_the_same_and_leaves_nothing_behind(built):
+    sigma = torch.tensor([0.1], dtype=torch.float64)
+    image = 60 * _noisy((1, 1, 20, 26), sigma)  # some responses lie beyond the tables
+    expected = _model()(image, sigma)
+    with torch.inference_mode(built):
+        network = _model()
+    with torch.inference_mode():
+        torch.testing.assert_close(network(image.clone(), sigma.clone()), expected)
+        torch.testing.assert_close(network(image.clone(), sigma.clone()), expected)
+    image.requires_grad_()
+    network(image, sigma).sum().backward()
+    gradient, image.grad = image.grad, None
+    _model()(image, sigma).sum().backward()
+    torch.testing.assert_close(gradient, image.grad)
+
+
+def test_threads_may_share_a_model(monkeypatch):
+    monkeypatch.setattr(model, "_NODES", 33)
+    shared, turns = _model(), range(24)
+
+    def denoised(network, turn):
+        sigma = torch.tensor([0.1 + turn % 12], dtype=torch.float64)
+        return network(_noisy((1, 1, 10 + turn % 5, 12), sigma), sigma)
+
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(partial(denoised, shared), turns))
+    for turn in turns:
+        torch.testing.assert_close(found[turn], denoised(_model(), turn))
+
+
+def test_copies_are_independent():
+    network, sigma = _model(), torch.tensor([0.1], dtype=torch.float64)
+    image = _noisy((1, 1, 20, 26), sigma)
+    before = network(image, sigma)
+    twin = copy.deepcopy(network)
+    assert torch.equal(twin(image, sigma), before)
+    twin.gain *= 2
+    assert not torch.allclose(twin(image, sigma), before)
+    assert torch.equal(network(image, sigma), before)
 
 
 def test_memory_of_past_levels_and_sizes_is_bounded(monkeypatch):

@@ -6,6 +6,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
@@ -69,20 +70,26 @@ class _System:
 
 
 class _Recent(Generic[BuiltT]):
-    """What was built last, for a few keys."""
+    """What was built last, for a few keys: threads may share it, and a copy starts empty."""
 
     def __init__(self, kept: int) -> None:
         self._kept = kept
         self._built: OrderedDict[Hashable, BuiltT] = OrderedDict()
+        self._lock = Lock()
+
+    def __reduce__(self) -> tuple[type[_Recent[BuiltT]], tuple[int]]:
+        return type(self), (self._kept,)
 
     def get(self, key: Hashable, build: Callable[[], BuiltT]) -> BuiltT:
-        if key not in self._built:
-            with torch.no_grad():
-                self._built[key] = build()
-        self._built.move_to_end(key)
-        while len(self._built) > self._kept:
-            self._built.popitem(last=False)
-        return self._built[key]
+        with self._lock:
+            if key not in self._built:
+                # Tensors of inference mode would break a later call that is differentiated.
+                with torch.inference_mode(False), torch.no_grad():
+                    self._built[key] = build()
+            self._built.move_to_end(key)
+            while len(self._built) > self._kept:
+                self._built.popitem(last=False)
+            return self._built[key]
 
 
 class PoGMDM(nn.Module):
@@ -119,7 +126,8 @@ class PoGMDM(nn.Module):
         self.low_pass = nn.Parameter(shearlets.flat_low_pass().float())
         self.fan = nn.Parameter(shearlets.fan_filter().float())
         self.weights = nn.Parameter(experts.student_weights().float().repeat(shearlets.FILTERS, 1))
-        self.gain = nn.Parameter(torch.ones(shearlets.FILTERS))
+        # Responses of heads then reach over enough components for their spread to be told from noise.
+        self.gain = nn.Parameter(torch.full((shearlets.FILTERS,), 2.0))
         self._systems: _Recent[_System] = _Recent(3)
         self._tables: _Recent[Tables] = _Recent(8)
 
@@ -149,7 +157,7 @@ class PoGMDM(nn.Module):
             each = variance[level, None, :, None, None]
             centre = experts.mixture_mean(response, all_weights(self.weights)[:, None, None], each) / each
         else:
-            centre = self._table(levels, variance).look_up(response, level)
+            centre = self._table(levels, system).look_up(response, level)
         pulled = self._power_of_experts * torch.einsum("nckyx,kyx->ncyx", torch.fft.rfft2(centre), system.filters)
         pulled = pulled - self._stiffness(levels, variance, system)[level, None] * spectrum
         score: Tensor = torch.fft.irfft2(pulled, s=image.shape[-2:])
@@ -205,16 +213,18 @@ class PoGMDM(nn.Module):
             return self._built(size)
         return self._systems.get((size, self._state()), lambda: self._built(size))
 
-    def _table(self, levels: Tensor, variance: Tensor) -> Tables:
-        weights = all_weights(self.weights)
+    def _table(self, levels: Tensor, system: _System) -> Tables:
+        def built(nodes: int) -> Tables:
+            return Tables.build(all_weights(self.weights), self._variance(levels, system), nodes)
+
         if self.training:
-            return Tables.build(weights, variance, _NODES_IN_TRAINING)
-        key = (tuple(levels.tolist()), self._state())
-        return self._tables.get(key, lambda: Tables.build(weights, variance, _NODES))
+            return built(_NODES_IN_TRAINING)
+        return self._tables.get((tuple(levels.tolist()), self._state()), lambda: built(_NODES))
 
     def _state(self) -> Hashable:
-        """Differs whenever the numbers do."""
-        return tuple((p.data_ptr(), p._version, p.dtype) for p in self.parameters())
+        """Differs whenever the numbers do: they are few, and versions of tensors are not counted in inference mode."""
+        numbers = torch.cat([parameter.detach().flatten() for parameter in self.parameters()])
+        return numbers.device, numbers.dtype, tuple(numbers.tolist())
 
     def _built(self, size: tuple[int, int]) -> _System:
         filters = shearlets.spectra(self.low_pass, self.fan, size)
