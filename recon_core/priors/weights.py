@@ -61,7 +61,7 @@ def save_prior(path: Path, network: nn.Module, convention: Convention, card: Car
     """
     if not isinstance(network, Network):
         raise ValueError(f"expected a network of the kinds {', '.join(_KINDS)}, got a {type(network).__name__}")
-    tensors = as_tensors(network.state_dict(), str(path))
+    tensors = network.state_dict()
     stored = {name: (tensor.half() if half else tensor).contiguous() for name, tensor in tensors.items()}
     metadata = {
         "format": FORMAT,
@@ -125,7 +125,8 @@ def _build(told: Description, path: Path) -> Network:
     if told.kind not in _KINDS:
         raise ValueError(f"{path}: expected a prior of the kinds {', '.join(_KINDS)}, got {told.kind!r}")
     try:
-        return _KINDS[told.kind](**told.config)
+        with torch.random.fork_rng(devices=[]):
+            return _KINDS[told.kind](**told.config)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: its configuration does not describe a {told.kind}: {error}") from error
 
