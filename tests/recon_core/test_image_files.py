@@ -8,6 +8,15 @@ import pytest
 
 from recon_core.training.image_files import ImageFileError, image_files, slices_of
 
+SMALLEST = 32
+
+
+@pytest.fixture(autouse=True)
+def few_pixels(request, monkeypatch):
+    """Tests of which pixel is which are easier to read with few."""
+    if "least_size" not in request.node.name:
+        monkeypatch.setattr("recon_core.training.image_files._SMALLEST", 3)
+
 
 def stored(path, array, edges=(1.0, 1.0, 1.0), **header):
     """A NIfTI file with voxels of the given edges in mm."""
@@ -222,3 +231,37 @@ def test_the_name_of_a_file_says_what_it_is(tmp_path):
     packed = tmp_path / "head.nii.gz"
     packed.write_bytes(gzip.compress(stored(tmp_path / "head.nii", volume(5, 4)).read_bytes()))
     assert len(list(slices_of(packed))) == 1
+
+
+def test_of_the_least_size_are_images_but_neither_colours_nor_affines(tmp_path):
+    heads = volume(2, SMALLEST, SMALLEST)
+    assert len(list(slices_of(numpy_file(tmp_path / "least.npy", heads)))) == 2
+    (tmp_path / "a").mkdir()
+    for path, told in (
+        (numpy_file(tmp_path / "colours.npy", volume(64, 48, 3)), r"got \[64, 48, 3\]; stacks are \[..., y, x\]"),
+        (archive(tmp_path / "affine.npz", images=heads, affine=np.eye(4)), r"got affine \[4, 4\]; .*--key chooses"),
+        (stored(tmp_path / "a/line.nii", volume(64, 31, 40)), r"got a volume \[64, 31, 40\]"),
+    ):
+        with pytest.raises(ImageFileError, match=f"{path.name}: .*expected images of 32 pixels and more.*{told}"):
+            list(slices_of(path))
+    assert len(list(slices_of(tmp_path / "affine.npz", "images"))) == 2
+
+
+def test_a_slab_below_the_least_size_is_cut_along_its_third_axis_alone(tmp_path):
+    for thickness, count in ((SMALLEST - 1, SMALLEST - 1), (SMALLEST, 3 * SMALLEST)):
+        path = stored(tmp_path / "slab.nii", volume(SMALLEST, SMALLEST, thickness))
+        assert len(list(slices_of(path))) == count
+
+
+def test_suffixes_in_capitals_are_seen_and_hidden_files_are_not(tmp_path):
+    stored(tmp_path / "head.nii.gz", volume(5, 4)).rename(tmp_path / "HEAD.NII.GZ")
+    (tmp_path / "._HEAD.NII.GZ").write_bytes(b"of a Macintosh")
+    (found,) = image_files([tmp_path])
+    assert found.name == "HEAD.NII.GZ"
+    np.testing.assert_array_equal(next(slices_of(found)), volume(5, 4).T)
+
+
+def test_a_file_that_is_given_twice_counts_once(tmp_path):
+    path = numpy_file(tmp_path / "head.npy", volume(5, 4))
+    (tmp_path / "same.npy").symlink_to(path)
+    assert len(image_files([path, tmp_path])) == 1
