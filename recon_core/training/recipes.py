@@ -55,7 +55,7 @@ def unet_recipe(size: str, seed: int, start: str | None = None) -> Recipe:
     if start is not None:
         _start_from(network, start)
     optimiser = torch.optim.AdamW(network.parameters(), lr=1.0, weight_decay=0.0)
-    settings = Settings(seed=seed, rate=1e-3 if start is None else 5e-4)
+    settings = Settings(seed=seed, rate=1e-3 if start is None else 5e-4, start=start)
     return Recipe(network, optimiser, Convention("percentile99", 0.01, 160.0), settings)
 
 
@@ -76,15 +76,15 @@ def pogmdm_recipe(seed: int) -> Recipe:
     """The product of Gaussian mixtures, with the optimiser, the constraints and the relative rates of paper 003.
 
     The range of noise reaches to where the sampler of that paper starts. Levels are shared within a batch, because
-    each costs a table; patches are large, because the filters wrap around; the rate is thirty times that of the paper,
-    for a sixtieth of its steps.
+    each costs a table; patches are large, because the filters wrap around; the rate is fifty times that of the paper,
+    for a fiftieth of its steps.
 
     Args:
         seed: of the training; the first weights are not random.
     """
     network = PoGMDM(PoGMDMConfig())
     optimiser = AdaBelief(network.parameter_groups())
-    settings = Settings(seed=seed, rate=3e-3, steps=1500, levels=2, edges=(128, 192))
+    settings = Settings(seed=seed, rate=5e-3, steps=2000, levels=2, edges=(128, 192))
     return Recipe(network, optimiser, Convention("maximum", 0.005, 10.0), settings, _project)
 
 

@@ -37,6 +37,7 @@ class Settings:
         average: decay per step of the running average of the weights.
         seed: of every random draw.
         augmentation: of the images.
+        start: name of the prior whose weights the network starts from.
     """
 
     objective: Objective = "clean"
@@ -48,6 +49,7 @@ class Settings:
     average: float = 0.999
     seed: int = 1
     augmentation: Augmentation = field(default_factory=Augmentation)
+    start: str | None = None
 
 
 @dataclass
@@ -99,11 +101,11 @@ class Trainer:
             every: steps between two checkpoints with their entries of the curve.
 
         Raises:
-            ValueError: there are no images, or noisy ones without noise; the checkpoint belongs to another training;
-                or loss or gradient are no longer finite.
+            ValueError: there are no images, or noisy ones whose noise is not within the convention; the checkpoint
+                belongs to another training; or loss or gradient are no longer finite.
         """
         self._require_images(corpus, validation)
-        told = self._told(corpus)
+        told = self._told(corpus, validation)
         if checkpoint.exists():
             self._load(checkpoint, told)
         held_out = self._validation_batch(validation)
@@ -121,8 +123,17 @@ class Trainer:
     def _require_images(self, corpus: Corpus, validation: Corpus) -> None:
         if not (len(corpus) and len(validation)):
             raise ValueError(f"expected images to train on and to validate by, got {len(corpus)} and {len(validation)}")
-        if self._settings.objective == "sure" and not all(bool((c.noise > 0).all()) for c in (corpus, validation)):
-            raise ValueError('expected a noise level above zero for every image, as the objective "sure" needs it')
+        if self._settings.objective == "sure":
+            self._require_noise(torch.cat([corpus.noise, validation.noise]))
+
+    def _require_noise(self, noise: Tensor) -> None:
+        lowest, highest = float(noise.min()), float(noise.max())
+        if not (self._convention.lowest <= lowest and highest <= self._convention.highest):
+            raise ValueError(
+                f"expected images whose noise is {self._convention.lowest:g} to {self._convention.highest:g} of the "
+                f"{self._convention.scale} of each, got {lowest:g} to {highest:g}; "
+                "--noise is in the units of the files"
+            )
 
     def _advance(self, corpus: Corpus) -> float:
         """One step of the optimiser; the loss before it."""
@@ -184,12 +195,14 @@ class Trainer:
         self.curve.loss.append(loss)
         self.curve.validation.append(sum(losses) / len(losses))
 
-    def _told(self, corpus: Corpus) -> dict[str, str]:
+    def _told(self, corpus: Corpus, validation: Corpus) -> dict[str, str]:
         """What a checkpoint must have in common with this training to be resumed by it."""
         return {
-            "settings": repr(self._settings),
+            **{name: repr(value) for name, value in vars(self._settings).items()},
             "convention": repr(self._convention),
-            "images": f"{len(corpus)} with checksum {_checksum(corpus):08x}",
+            "network": repr(getattr(self.network, "config", type(self.network).__name__)),
+            "training images": _told_images(corpus),
+            "validation images": _told_images(validation),
         }
 
     def _save(self, path: Path, told: dict[str, str]) -> None:
@@ -208,13 +221,18 @@ class Trainer:
 
     def _load(self, path: Path, told: dict[str, str]) -> None:
         state = read_checkpoint(path)
-        if not isinstance(state, dict) or "told" not in state:
+        if not isinstance(state, dict) or not isinstance(state.get("told"), dict):
             raise ValueError(f"{path} is not the checkpoint of a training, expected what this program wrote")
-        for name, ours in told.items():
-            if state["told"][name] != ours:
-                raise ValueError(
-                    f"{path} is of a training with other {name}: expected {ours}, got {state['told'][name]}"
-                )
+        theirs = state["told"]
+        others = [
+            f"{name} {theirs.get(name, 'not told')}, not {ours}"
+            for name, ours in told.items()
+            if theirs.get(name) != ours
+        ]
+        if others:
+            raise ValueError(
+                f"{path} is of another training: {'; '.join(others)}. Delete it to start anew, or give another output"
+            )
         load_tensors(self.network, state["network"], str(path))
         load_tensors(self.averaged, state["averaged"], str(path))
         self._optimiser.load_state_dict(state["optimiser"])
@@ -223,11 +241,12 @@ class Trainer:
         self.step = state["step"]
 
 
-def _checksum(corpus: Corpus) -> int:
+def _told_images(corpus: Corpus) -> str:
+    """How many, and a checksum."""
     total = 0
     for image in corpus.images:
         total = zlib.crc32(image.contiguous().numpy().tobytes(), total)
-    return zlib.crc32(corpus.noise.numpy().tobytes(), total)
+    return f"{len(corpus)} with checksum {zlib.crc32(corpus.noise.numpy().tobytes(), total):08x}"
 
 
 def schedule(progress: float, warm_up: float = 0.01) -> float:

@@ -101,25 +101,38 @@ def test_a_finished_training_is_only_read(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"chosen": settings(rate=2e-2)}, r"checkpoint is of a training with other settings: .*rate=0.02.*rate=0.01"),
-        ({"chosen": settings(seed=2)}, "with other settings"),
-        ({"chosen": settings(augmentation=AS_THEY_ARE)}, "with other settings"),
-        ({"convention": Convention("maximum", 0.02, 10.0)}, "with other convention: .*0.02.*0.01"),
-        ({"model": network(4, 6)}, r"checkpoint: expected network.* \[.*\], got \["),
-        ({"model": network(4)}, "checkpoint: expected the .* tensors of UNet, got .* unknown, such as"),
+        ({"chosen": settings(rate=2e-2)}, "rate 0.01, not 0.02. Delete it to start anew, or give another output"),
+        ({"chosen": settings(seed=2, steps=9)}, "steps 10, not 9; seed 1, not 2. Delete"),
+        ({"chosen": settings(augmentation=AS_THEY_ARE)}, "augmentation Augmentation.*, not Augmentation.*. Delete"),
+        ({"chosen": settings(start="head_unet")}, "start None, not 'head_unet'. Delete"),
+        ({"convention": Convention("maximum", 0.02, 10.0)}, "convention .*0.01.*, not .*0.02.*. Delete"),
+        ({"model": network(4, 6)}, r"network .*\(4, 8\).*, not .*\(4, 6\)"),
+        # Another configuration may need the same tensors.
+        ({"model": UNet(UNetConfig((4, 8), signal=0.5))}, "network .*signal=0.35.*, not .*signal=0.5"),
     ],
 )
 def test_the_checkpoint_of_another_training_is_refused(tmp_path, changed, message):
     trainer().run(corpus(), corpus(2, seed=1), tmp_path / "checkpoint")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"checkpoint is of another training: {message}"):
         trainer(**changed).run(corpus(), corpus(2, seed=1), tmp_path / "checkpoint")
 
 
 @pytest.mark.parametrize("other", [corpus(5), corpus(seed=3), corpus(noise=0.0, signal=math.hypot(SIGNAL, NOISE))])
 def test_the_checkpoint_of_other_images_is_refused(tmp_path, other):
     trainer().run(corpus(), corpus(2, seed=1), tmp_path / "checkpoint")
-    with pytest.raises(ValueError, match="checkpoint is of a training with other images: expected . .*, got 6"):
+    with pytest.raises(ValueError, match="another training: training images 6 with .*, not . with"):
         trainer().run(other, corpus(2, seed=1), tmp_path / "checkpoint")
+    with pytest.raises(ValueError, match="another training: validation images 2 with .*, not . with"):
+        trainer().run(corpus(), other, tmp_path / "checkpoint")
+
+
+def test_the_checkpoint_of_another_version_is_refused(tmp_path):
+    path = tmp_path / "checkpoint"
+    trainer().run(corpus(), corpus(2, seed=1), path)
+    state = torch.load(path)
+    torch.save({**state, "told": {"settings": "of another kind"}}, path)
+    with pytest.raises(ValueError, match="another training: .*rate not told, not 0.01; .*Delete it"):
+        trainer().run(corpus(), corpus(2, seed=1), path)
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
@@ -188,6 +201,10 @@ def test_the_optimum_is_found(tmp_path, monkeypatch, objective):
     """One number to learn, the standard deviation of white images; at it the weighted loss is one."""
     monkeypatch.setattr("recon_core.training.trainer.KEEPS_NOISE", AS_THEY_ARE)
     # With noise, only levels above it: below, the denoised images stand in for clean ones.
+    above = Convention("maximum", 1.2 * NOISE, 1.0)
+    monkeypatch.setattr(
+        "recon_core.training.trainer.noise_levels", lambda count, _, generator: noise_levels(count, above, generator)
+    )
     images = corpus(8, 64, noise=NOISE if objective == "sure" else 0.0)
     held_out = corpus(4, 64, noise=0.0, seed=1)
     chosen = settings(
@@ -199,7 +216,7 @@ def test_the_optimum_is_found(tmp_path, monkeypatch, objective):
         average=0.9,
         augmentation=AS_THEY_ARE,
     )
-    learning = trainer(chosen, Wiener(1.5), Convention("maximum", 1.2 * NOISE, 1.0))
+    learning = trainer(chosen, Wiener(1.5))
     learning.run(images, held_out if objective == "clean" else images, tmp_path / "checkpoint", every=20)
     assert float(learning.averaged.spread) == pytest.approx(SIGNAL, rel=0.02)
     assert learning.curve.validation[-1] < learning.curve.validation[0]
@@ -295,8 +312,13 @@ def test_without_images_or_noise_nothing_can_be_learnt(tmp_path):
         trainer().run(corpus(), none, tmp_path / "checkpoint")
     with pytest.raises(ValueError, match="got 0 and 6"):
         trainer().run(none, corpus(), tmp_path / "checkpoint")
-    with pytest.raises(ValueError, match="noise level above zero"):
-        trainer(settings(objective="sure")).run(corpus(noise=0.0), corpus(), tmp_path / "checkpoint")
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.005, 11.0])
+def test_noise_beyond_what_the_prior_learns_is_refused_at_once(tmp_path, noise):
+    for images, held_out in ((corpus(noise=noise), corpus()), (corpus(), corpus(noise=noise))):
+        with pytest.raises(ValueError, match=rf"noise is 0.01 to 10 of the maximum of each, got .*\b{noise:g}\b"):
+            trainer(settings(objective="sure")).run(images, held_out, tmp_path / "checkpoint")
 
 
 def test_the_rate_rises_for_a_hundredth_and_falls_as_a_cosine():
