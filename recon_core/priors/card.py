@@ -36,6 +36,7 @@ class Card:
         command: that trained it.
         metrics: figures on held-out images, with names that tell what was measured.
         limits: what it should not be used for.
+        denoiser: kind of network, and the noise that it knows of images on which scale.
     """
 
     summary: str
@@ -47,6 +48,7 @@ class Card:
     command: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     limits: str = ""
+    denoiser: str = ""
 
     def to_json(self) -> str:
         """As text for the weights' file."""
@@ -70,7 +72,9 @@ class Card:
     def to_markdown(self, name: str) -> str:
         """As a page to read."""
         lines = [f"# {name}", "", self.summary, "", f"Licence of the weights: {self.licence}", ""]
-        lines += ["Learnt from:", *(f"* {s.name} ({s.licence}). {s.citation}" for s in self.sources), ""]
+        lines += [f"Denoiser: {self.denoiser}", ""] if self.denoiser else []
+        sources = [f"* {s.name} ({s.licence}). {s.citation}" for s in self.sources]
+        lines += ["Learnt from:", *sources, ""] if sources else ["Learnt from: not stated", ""]
         lines += [f"Objective {self.objective}, {self.steps} steps, seed {self.seed}.", "", f"    {self.command}", ""]
         if self.metrics:
             lines += ["| on held-out images | |", "| --- | --- |"]

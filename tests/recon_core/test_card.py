@@ -17,19 +17,21 @@ CARD = Card(
     command="spinstream train unet --data heads --objective sure",
     metrics={"PSNR at sigma 0.1, dB": 34.5678, "calibration at sigma 0.1": 1.001},
     limits="Not for knees: méniscus.",
+    denoiser="unet; noise 0.01 to 160 of the percentile99",
 )
 
 
 def test_a_card_comes_back_as_it_was():
     assert Card.from_json(CARD.to_json()) == CARD
     assert Card.from_json(Card("Nothing else.").to_json()) == Card("Nothing else.")
+    assert Card.from_json('{"summary": "Of an earlier version.", "sources": []}') == Card("Of an earlier version.")
 
 
 def test_the_text_is_json_with_the_names_of_the_entries():
     entries = json.loads(CARD.to_json())
     assert entries["sources"][0]["licence"] == "CC0"
     assert set(entries) == {
-        *("summary", "licence", "sources", "objective", "steps", "seed", "command", "metrics", "limits")
+        *("summary", "licence", "sources", "objective", "steps", "seed", "command", "metrics", "limits", "denoiser")
     }
 
 
@@ -45,6 +47,7 @@ def test_the_page_tells_everything():
         "| PSNR at sigma 0.1, dB | 34.57 |",
         "| calibration at sigma 0.1 | 1.001 |",
         "Limits: Not for knees: méniscus.",
+        "Denoiser: unet; noise 0.01 to 160 of the percentile99\n",
     ):
         assert part in page
 
@@ -54,6 +57,8 @@ def test_the_page_is_silent_about_what_is_not_known():
     assert "Licence of the weights: not stated" in page
     assert "held-out" not in page
     assert "Limits" not in page
+    assert "Denoiser" not in page
+    assert "\nLearnt from: not stated\n" in page
 
 
 @pytest.mark.parametrize(
@@ -70,5 +75,7 @@ def test_the_page_is_silent_about_what_is_not_known():
     ],
 )
 def test_texts_that_are_no_card_are_refused(text, reason):
-    with pytest.raises(ValueError, match=f"expected a model card with summary, licence, sources, .*limits: .*{reason}"):
+    with pytest.raises(
+        ValueError, match=f"expected a model card with summary, licence, sources, .*denoiser: .*{reason}"
+    ):
         Card.from_json(text)
