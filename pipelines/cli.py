@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 import ismrmrd
+from click.core import ParameterSource
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -27,7 +28,6 @@ from pipelines.simulate import TRAJECTORIES, SimulationSettings, holds_truth, si
 from pipelines.sinks import open_sinks
 from pipelines.streams.file import RawFile
 from pipelines.streams.server import Limits, Server
-from pipelines.training import TrainingJob, train
 from recon_core.priors.card import Source
 from recon_core.priors.library import shipped_priors
 from recon_core.priors.unet import SIZES
@@ -278,24 +278,35 @@ class _Source(click.ParamType):  # type: ignore[type-arg]  # generic only in new
 @click.argument("kind", type=click.Choice(["unet", "pogmdm"]))
 @click.option("--data", type=IMAGES, multiple=True, required=True, help="Images to learn from; may be given again.")
 @click.option("-o", "--output", type=FILE, required=True, help="The weights, .safetensors.")
-@click.option("--validation", type=IMAGES, multiple=True, help="Images to select by [a twentieth of each data file].")
-@click.option("--key", help="The one array to take of .npz files [all].")
+@click.option("--overwrite", is_flag=True, help="Replace existing weights that have no checkpoint.")
+@click.option(
+    "--validation",
+    type=IMAGES,
+    multiple=True,
+    help="Images to select by [the last twentieth of the data files; of a single file, of its slices].",
+)
+@click.option("--key", help="The one array to take of .npz files [all]; other files have one.")
 @click.option("--objective", type=click.Choice(["clean", "sure"]), default="clean", show_default=True)
 @click.option(
     "--noise",
     type=click.FloatRange(0, min_open=True),
-    help="For sure: the noise in the images, standard deviation of the real part, in their units [estimated].",
+    help="For sure: the noise in the images, standard deviation of the real part, in the files' units [estimated].",
 )
 @click.option("--size", type=click.Choice([*SIZES]), default="small", show_default=True, help="Of the U-Net.")
 @click.option("--start", metavar="PRIOR", help="A U-Net to go on from, such as head_unet [random weights].")
 @click.option("--steps", type=click.IntRange(1), help="Of the optimiser [as many as suit the kind].")
-@click.option("--seed", default=1, show_default=True, help="Of every random draw.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=1, show_default=True, help="Of every random draw.")
 @click.option("--device", type=DEVICES, default="auto", show_default=True, help="Where to compute.")
 @click.option("--summary", default="A prior of its user's own images.", help="For the model card: one line.")
 @click.option("--licence", default="not stated", help="For the model card: of the weights.")
 @click.option("--source", "sources", type=_Source(), multiple=True, help="For the model card: where images came from.")
-def train_command(device: str, data: tuple[Path, ...], output: Path, kind: str, **settings: Any) -> None:
+@click.pass_context
+def train_command(
+    context: click.Context, /, device: str, data: tuple[Path, ...], output: Path, kind: str, **settings: Any
+) -> None:
     """Train a prior on .nii, .npz and .npy images; the same command resumes what was interrupted."""
+    from pipelines.training import TrainingJob, train  # no other command needs matplotlib
+
     if output.suffix != ".safetensors":
         raise click.UsageError(f"-o {output}: expected a name that ends in .safetensors")
     if kind == "pogmdm" and (settings["size"] != "small" or settings["start"]):
@@ -303,29 +314,52 @@ def train_command(device: str, data: tuple[Path, ...], output: Path, kind: str, 
     if settings["noise"] and settings["objective"] == "clean":
         raise click.UsageError("--noise is for --objective sure; clean images have none")
     job = TrainingJob(
-        kind=kind, data=data, output=output, device=Site(device=device).torch_device(), command=_command(), **settings
+        kind=kind,
+        data=data,
+        output=output,
+        device=Site(device=device).torch_device(),
+        command=_command(context),
+        **settings,
     )
     for name, value in train(job).items():
         click.echo(f"{name:50s} {value:.4g}")
     click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB; beside it its card, curve and samples")
 
 
-def _command() -> str:
+def _command(context: click.Context) -> str:
     """What was typed, without the folders of this machine."""
-    return shlex.join(["spinstream", *(Path(word).name if os.sep in word else word for word in sys.argv[1:])])
+    words = ["spinstream", str(context.info_name)]
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            values = context.params[name] if parameter.multiple else [context.params[name]]
+            flag = [parameter.opts[-1]] if isinstance(parameter, click.Option) else []
+            words += [word for value in values for word in (*flag, *_words(name, value))]
+    return shlex.join(words)
+
+
+def _words(name: str, value: Any) -> list[str]:
+    """The value of a parameter as typed: none for a flag."""
+    if value is True:
+        return []
+    if isinstance(value, Source):
+        return [f"{value.name}; {value.licence}; {value.citation}"]
+    # A prior to start from may be a path as well; the other texts keep their slashes.
+    return [Path(value).name if isinstance(value, Path) or name == "start" else str(value)]
 
 
 @main.command()
 @click.argument("files", type=EXISTING_FILE, nargs=-1)
-@click.option("--card", metavar="NAME", help="Print the model card of this one.")
+@click.option("--card", metavar="NAME|FILE", help="Print the model card of this one.")
 def priors(files: tuple[Path, ...], card: str | None) -> None:
     """List the priors that come with spinstream, and FILES of your own."""
     known = {**shipped_priors(), **{str(path): path for path in files}}
     if card is not None:
-        if card not in known:
-            raise SpinstreamError(f"no prior is called {card!r}{nearest(card, known)} (there are: {', '.join(known)})")
-        click.echo(_described(known[card]).card.to_markdown(card))
+        path = _prior_file(card, known)
+        click.echo(_described(path).card.to_markdown(path.stem))
         return
+    if not known:
+        click.echo("no prior comes with this installation; spinstream train makes one")
     for name, path in known.items():
         told = _described(path)
         convention = told.convention
@@ -334,6 +368,17 @@ def priors(files: tuple[Path, ...], card: str | None) -> None:
             f"{'':20s} {told.kind}, {path.stat().st_size / 1e6:.1f} MB, {told.card.licence}; noise "
             f"{convention.lowest:g} to {convention.highest:g} of the {convention.scale}"
         )
+
+
+def _prior_file(name: str, known: dict[str, Path]) -> Path:
+    if name in known:
+        return known[name]
+    if name.endswith(".safetensors"):
+        return Path(name)
+    raise SpinstreamError(
+        f"no prior is called {name!r}{nearest(name, known)} "
+        f"(there are: {', '.join(known) or 'none'}; or give a .safetensors file)"
+    )
 
 
 def _described(path: Path) -> Description:

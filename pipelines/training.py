@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
 from pipelines.errors import SpinstreamError
 from pipelines.training_report import curve_picture, sample_picture
 from recon_core.priors.card import Card, Source
-from recon_core.priors.prior import Prior
-from recon_core.priors.weights import save_prior
-from recon_core.training.corpus import Corpus, read_corpus
+from recon_core.priors.weights import read_prior, save_prior
+from recon_core.training.corpus import Corpus, hold_out, joined, read_corpus
 from recon_core.training.figures import denoising_figures, stein_figures
+from recon_core.training.image_files import image_files
 from recon_core.training.recipes import Recipe, pogmdm_recipe, unet_recipe
 from recon_core.training.trainer import Objective, Trainer
-
-# Of each file, when there are no validation files.
-_HELD_OUT = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +28,8 @@ class TrainingJob:
         size: of the U-Net.
         start: name of the U-Net whose weights to start from; random ones by default.
         data: files and folders of images to train on.
-        validation: files and folders of images to select by; the last twentieth of each training file by default.
+        validation: files and folders of images to select by; by default the last twentieth of the training files is
+            held out, at least one, and of a single file the last twentieth of its slices (`hold_out`).
         key: the one array to take of npz files.
         objective: "clean" or "sure".
         noise: standard deviation per real channel of the noise in the files, in their units, for "sure"; None
@@ -40,6 +38,7 @@ class TrainingJob:
         seed: of every random draw.
         device: to train on.
         output: the weights' file; card, pictures and checkpoint stand beside it.
+        overwrite: replace weights that no checkpoint shows to be of this training.
         summary: one line for the card.
         licence: of the weights, for the card.
         sources: of the images, for the card.
@@ -49,6 +48,7 @@ class TrainingJob:
     kind: str
     data: tuple[Path, ...]
     output: Path
+    overwrite: bool = False
     size: str = "small"
     start: str | None = None
     validation: tuple[Path, ...] = ()
@@ -71,58 +71,73 @@ def train(job: TrainingJob) -> dict[str, float]:
         The figures of the card.
 
     Raises:
-        SpinstreamError: images, settings or checkpoint cannot be used; says which.
+        SpinstreamError: images, settings or checkpoint cannot be used, the output exists, or memory is out; says which.
     """
     try:
         return _train(job)
     except (ValueError, OSError) as error:
         raise SpinstreamError(str(error)) from error
+    except RuntimeError as error:  # torch's, whose first line says what happened
+        raise SpinstreamError(str(error).partition("\n")[0]) from error
 
 
 def _train(job: TrainingJob) -> dict[str, float]:
+    checkpoint = _beside(job.output, ".checkpoint")
+    if job.output.exists() and not (checkpoint.exists() or job.overwrite):
+        raise ValueError(f"{job.output} exists, without a checkpoint to go on from; --overwrite replaces it")
     recipe = unet_recipe(job.size, job.seed, job.start) if job.kind == "unet" else pogmdm_recipe(job.seed)
     settings = replace(recipe.settings, objective=job.objective, steps=job.steps or recipe.settings.steps)
     corpus, validation = _images(job, recipe)
     recipe.network.to(job.device)
     trainer = Trainer(recipe.network, recipe.optimiser, recipe.convention, settings, recipe.constrain)
     job.output.parent.mkdir(parents=True, exist_ok=True)
-    trainer.run(corpus, validation, _beside(job.output, ".checkpoint"))
-    network = trainer.averaged.eval()
-    prior = Prior(network, recipe.convention, job.output.stem)
-    told = denoising_figures if job.objective == "clean" else stein_figures
-    figures = told(prior, validation, job.device)
+    trainer.run(corpus, validation, checkpoint)
+    with TemporaryDirectory(prefix=f".{job.output.stem}", dir=job.output.parent) as folder:
+        figures = _write(Path(folder) / job.output.name, job, recipe, settings.steps, trainer, validation)
+        for file in Path(folder).iterdir():
+            file.replace(job.output.with_name(file.name))
+    return figures
+
+
+def _write(
+    output: Path, job: TrainingJob, recipe: Recipe, steps: int, trainer: Trainer, validation: Corpus
+) -> dict[str, float]:
+    """Weights, card and pictures; the figures are those of the weights as stored."""
+    convention = recipe.convention
     card = Card(
         summary=job.summary,
         licence=job.licence,
         sources=job.sources,
         objective=job.objective,
-        steps=settings.steps,
+        steps=steps,
         seed=job.seed,
         command=job.command,
-        metrics=figures,
+        denoiser=f"{job.kind}; noise {convention.lowest:g} to {convention.highest:g} of the {convention.scale}",
     )
-    # The few numbers of a pogmdm are worth their full precision.
-    save_prior(job.output, network, recipe.convention, card, half=job.kind == "unet")
-    curve_picture(trainer.curve, _beside(job.output, "_curve.png"))
-    sample_picture(prior, validation, job.device, _beside(job.output, "_samples.png"))
+    half = job.kind == "unet"  # the few numbers of a pogmdm are worth their full precision
+    save_prior(output, trainer.averaged, convention, card, half)
+    prior = read_prior(output, job.device)
+    figures = (denoising_figures if job.objective == "clean" else stein_figures)(prior, validation, job.device)
+    save_prior(output, trainer.averaged, convention, replace(card, metrics=figures), half)
+    curve_picture(trainer.curve, _beside(output, "_curve.png"))
+    sample_picture(prior, validation, job.device, _beside(output, "_samples.png"))
     return figures
 
 
 def _images(job: TrainingJob, recipe: Recipe) -> tuple[Corpus, Corpus]:
     """To train on, and to select by."""
     noise = job.noise if job.objective == "sure" else 0.0
-    read = [read_corpus(paths, recipe.convention, job.key, noise) for paths in (job.data, job.validation) if paths]
-    if job.validation:
-        return _joined(read[0]), _joined(read[1])
-    pairs = [corpus.split(_HELD_OUT) for corpus in read[0]]
-    kept, held = _joined([kept for kept, _ in pairs]), _joined([held for _, held in pairs])
-    if not held.images:
-        raise ValueError(f"{len(kept)} images are too few to hold one out; give --validation")
+    if not job.validation:
+        kept, held = hold_out(read_corpus(job.data, recipe.convention, job.key, noise))
+        if not kept.images:
+            raise ValueError("one image is too few to hold one out; give --validation")
+        return kept, held
+    seen = {path.resolve() for path in image_files(job.data)}
+    both = [path for path in image_files(job.validation) if path.resolve() in seen]
+    if both:
+        raise ValueError(f"{both[0]} is among --data and --validation; expected images that are not trained on")
+    kept, held = (joined(read_corpus(paths, recipe.convention, job.key, noise)) for paths in (job.data, job.validation))
     return kept, held
-
-
-def _joined(corpora: Sequence[Corpus]) -> Corpus:
-    return sum(corpora[1:], corpora[0])
 
 
 def _beside(weights: Path, ending: str) -> Path:

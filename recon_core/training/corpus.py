@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,11 +43,37 @@ class Corpus:
         """Both, one after the other."""
         return Corpus(self.images + other.images, torch.cat([self.noise, other.noise]))
 
-    def split(self, fraction: float) -> tuple[Corpus, Corpus]:
-        """All but the last `fraction`, and the last: neighbours in a volume look alike, so they stay together."""
-        kept = round(len(self) * (1 - fraction))
+    def split(self, count: int) -> tuple[Corpus, Corpus]:
+        """All but the last `count`, and these."""
+        kept = len(self) - count
         first, last = slice(None, kept), slice(kept, None)
         return Corpus(self.images[first], self.noise[first]), Corpus(self.images[last], self.noise[last])
+
+
+def hold_out(corpora: Sequence[Corpus]) -> tuple[Corpus, Corpus]:
+    """Images to train on, and to select by: the last twentieth of the files, at least one of them.
+
+    Files are kept whole, because slices of one volume look alike, and the three cuts of a volume show the same voxels.
+    Of a single file the last twentieth of the slices is held out, at least one: they are not independent of their
+    neighbours, so that the figures come out better than those of another head.
+
+    Args:
+        corpora: one of each file.
+    """
+    filled = [corpus for corpus in corpora if len(corpus)]
+    if len(filled) == 1:
+        return filled[0].split(_twentieth(len(filled[0])))
+    kept = len(filled) - _twentieth(len(filled))
+    return joined(filled[:kept]), joined(filled[kept:])
+
+
+def joined(corpora: Sequence[Corpus]) -> Corpus:
+    """One after the other."""
+    return sum(corpora, Corpus([]))
+
+
+def _twentieth(count: int) -> int:
+    return max(1, round(count / 20))
 
 
 def read_corpus(
@@ -68,46 +94,51 @@ def read_corpus(
     files = image_files(paths)
     corpora = [_read(path, convention, key, noise) for path in tqdm(files, desc="read", disable=len(files) < 2)]
     if not any(len(c) for c in corpora):
-        raise ImageFileError(f"expected images with an object in them, found only empty slices in {len(files)} files")
+        raise ImageFileError(
+            f"expected an object that fills {_LEAST_FILLED:.0%} of a slice and more, found only emptier slices in "
+            + ", ".join(map(str, files[:3]))
+            + (f" and {len(files) - 3} more files" if len(files) > 3 else "")
+        )
     return corpora
 
 
 def _read(path: Path, convention: Convention, key: str | None, noise: float | None) -> Corpus:
     slices = [np.ascontiguousarray(image) for image in slices_of(path, key)]
-    bright = _brightness(slices, path)
+    try:
+        return _scaled(slices, convention, noise)
+    except ValueError as error:
+        raise ImageFileError(f"{path}: {error}") from error
+
+
+def _scaled(slices: list[NDArray[np.generic]], convention: Convention, noise: float | None) -> Corpus:
+    bright = _brightness(slices)
     kept = [_tensor(image) for image in slices if _filled(image, bright) >= _LEAST_FILLED]
     if noise != 0.0 and not all(image.is_complex() for image in kept):
-        raise ImageFileError(f"{path}: expected complex images, got magnitudes, whose noise is not Gaussian")
+        raise ValueError("expected complex images, got magnitudes, whose noise is not Gaussian")
     units = [convention.unit(image) for image in kept]
     unit_images = [image / unit for image, unit in zip(kept, units, strict=True)]
     if noise is None:
-        levels = torch.tensor([_estimated(image, path) for image in unit_images])
+        levels = torch.tensor([estimate_noise(image) for image in unit_images])
     else:
         levels = noise / torch.tensor([float(unit) for unit in units])
     images = [_half(image) for image in unit_images]
     if not all(bool(torch.isfinite(image).all()) for image in images):
-        raise ImageFileError(
-            f"{path}: some pixels are over {torch.finfo(torch.half).max:g} times as bright as the others"
-        )
+        raise ValueError(f"some pixels are over {torch.finfo(torch.half).max:g} times as bright as the others")
     return Corpus(images, levels)
 
 
-def _brightness(slices: list[NDArray[np.generic]], path: Path) -> float:
+def _brightness(slices: list[NDArray[np.generic]]) -> float:
     """The 99th percentile of the brightest slice."""
     if not all(np.isfinite(image).all() for image in slices):
-        raise ImageFileError(f"{path}: holds values that are not finite")
+        raise ValueError("holds values that are not finite")
+    greatest = max((float(np.abs(image).max()) for image in slices), default=0.0)
+    if greatest > float(np.finfo(np.float32).max):
+        raise ValueError(f"expected values of single precision, got values up to {greatest:g}")
     bright = max((float(np.percentile(np.abs(image), 99)) for image in slices), default=0.0)
     lowest = min((float(image.min()) for image in slices if not np.iscomplexobj(image)), default=0.0)
     if lowest < -bright / 2:  # what is less below zero, interpolation may have left
-        raise ImageFileError(f"{path}: expected magnitudes or complex images, got values down to {lowest:g}")
+        raise ValueError(f"expected magnitudes or complex images, got values down to {lowest:g}")
     return bright
-
-
-def _estimated(image: Tensor, path: Path) -> float:
-    try:
-        return estimate_noise(image)
-    except ValueError as error:
-        raise ImageFileError(f"{path}: {error}") from error
 
 
 def _filled(image: NDArray[np.generic], bright: float) -> float:

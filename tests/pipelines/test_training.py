@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib.image
@@ -13,6 +17,13 @@ from safetensors.torch import load_file
 
 from pipelines.cli import main
 from recon_core.priors import load_prior
+from recon_core.priors.card import Card
+from recon_core.priors.prior import Convention
+from recon_core.priors.unet import UNet, UNetConfig
+from recon_core.priors.weights import describe, read_prior, save_prior
+from recon_core.training.corpus import Corpus, hold_out, read_corpus
+from recon_core.training.figures import denoising_figures
+from recon_core.training.trainer import Trainer
 
 
 def _run(*arguments: str | Path) -> Result:
@@ -56,6 +67,13 @@ def test_a_folder_of_images_becomes_a_prior_with_card_and_pictures(images: Path,
     assert "PSNR at noise 0.1, denoised" in result.output
     card = (tmp_path / "mine.md").read_text()
     assert "CC0" in card
+    assert "Denoiser: unet; noise 0.01 to 160 of the percentile99" in card
+    assert (
+        "train unet --data images --output mine.safetensors --steps 4 --licence CC0 --source 'Blobs; CC0; none'" in card
+    )
+    for name in ("mine.safetensors", "mine.md", "mine_curve.png", "mine_samples.png", "mine.checkpoint"):
+        assert (tmp_path / name).exists(), name
+    assert len(list(tmp_path.iterdir())) == 6  # and the images
     assert "4 steps, seed 1" in card
     for picture in ("mine_curve.png", "mine_samples.png"):
         assert matplotlib.image.imread(tmp_path / picture).std() > 0
@@ -72,7 +90,109 @@ def test_the_same_command_resumes(images: Path, tmp_path: Path) -> None:
     assert all(torch.equal(tensor, first[name]) for name, tensor in load_file(weights).items())
     other = _run("train", "unet", "--data", images, "-o", weights, "--steps", "3")
     assert other.exit_code == 1
-    assert "mine.checkpoint is of a training with other" in other.output
+    assert "mine.checkpoint is of another training: steps 2, not 3. Delete it to start anew" in other.output
+
+
+def test_weights_without_a_checkpoint_are_only_replaced_on_demand(images: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "mine.safetensors"
+    weights.write_bytes(b"of another training")
+    command = ("train", "unet", "--data", images, "-o", weights, "--steps", "1")
+    refused = _run(*command)
+    assert refused.exit_code == 1
+    assert "mine.safetensors exists, without a checkpoint to go on from; --overwrite replaces it" in refused.output
+    assert weights.read_bytes() == b"of another training"
+    assert _run(*command, "--overwrite").exit_code == 0
+    assert load_file(weights)
+
+
+def test_a_folder_of_single_slices_is_split_by_files(tmp_path: Path, seen: dict[str, list[torch.Tensor]]) -> None:
+    for k, image in enumerate(_blobs(9)):
+        np.save(tmp_path / f"{k}.npy", (k + 1) * image)
+    result = _run("train", "unet", "--data", tmp_path, "-o", tmp_path / "mine.safetensors", "--steps", "1")
+    assert "too few" not in result.output
+    assert (len(seen["kept"]), len(seen["held"])) == (8, 1)
+
+
+def test_one_image_is_too_few(tmp_path: Path) -> None:
+    np.save(tmp_path / "one.npy", np.pad(np.ones((20, 20)), 10))
+    result = _run("train", "unet", "--data", tmp_path / "one.npy", "-o", tmp_path / "mine.safetensors")
+    assert result.exit_code == 1
+    assert "one image is too few to hold one out; give --validation" in result.output
+
+
+def test_images_to_select_by_are_not_trained_on(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").symlink_to(images)
+    result = _run(
+        *("train", "unet", "--data", images, "--validation", tmp_path / "other"), "-o", tmp_path / "mine.safetensors"
+    )
+    assert result.exit_code == 1
+    assert "other/blobs.npz is among --data and --validation" in result.output
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[torch.Tensor]]:
+    """The images that the trainer gets; it fails as torch does when memory is out."""
+    given: dict[str, list[torch.Tensor]] = {}
+
+    def run(_: Trainer, corpus: Corpus, validation: Corpus, checkpoint: Path) -> None:
+        given.update(kept=corpus.images, held=validation.images)
+        raise torch.OutOfMemoryError("CUDA out of memory.\nSee the documentation.")
+
+    monkeypatch.setattr(Trainer, "run", run)
+    return given
+
+
+def test_memory_that_is_out_is_told_in_a_line(
+    images: Path, tmp_path: Path, seen: dict[str, list[torch.Tensor]]
+) -> None:
+    result = _run("train", "unet", "--data", images, "-o", tmp_path / "mine.safetensors")
+    assert seen
+    assert result.exit_code == 1
+    assert result.output.endswith("Error: CUDA out of memory.\n")
+
+
+def test_the_command_of_the_card_keeps_all_slashes_but_those_of_paths(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = []
+    monkeypatch.setattr("pipelines.training.train", lambda job: jobs.append(job) or {})
+    weights = tmp_path / "mine.safetensors"
+    weights.write_bytes(b"")
+    result = _run(
+        *("train", "unet", "-o", weights, "--data", images, "--data", images / "blobs.npz", "--overwrite"),
+        *("--start", tmp_path / "first.safetensors", "--validation", tmp_path / "images"),
+        *("--source", "Blobs; CC0; https://blobs.org/all", "--summary", "T1/T2", "--seed", "2"),
+    )
+    assert result.exit_code == 0, result.output
+    words = shlex.split(jobs[0].command)
+    assert words[:3] == ["spinstream", "train", "unet"]
+    told = list(pairwise(words))
+    for pair in (
+        ("--data", "images"),
+        ("--data", "blobs.npz"),
+        ("--output", "mine.safetensors"),
+        ("--start", "first.safetensors"),
+        ("--validation", "images"),
+        ("--source", "Blobs; CC0; https://blobs.org/all"),
+        ("--summary", "T1/T2"),
+        ("--seed", "2"),
+    ):
+        assert pair in told
+    assert "--overwrite" in words
+    assert len(words) == 3 + 2 * 8 + 1
+
+
+def test_the_figures_are_those_of_the_weights_as_stored(images: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "mine.safetensors"
+    assert _run("train", "unet", "--data", images, "-o", weights, "--steps", "3").exit_code == 0
+    (corpus,) = read_corpus([images], describe(weights).convention)
+    figures = denoising_figures(read_prior(weights), hold_out([corpus])[1])
+    assert describe(weights).card.metrics == figures
+
+
+def test_other_commands_do_without_matplotlib() -> None:
+    code = "import sys, pipelines.cli; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_noisy_complex_images_train_without_clean_ones(tmp_path: Path) -> None:
@@ -96,6 +216,7 @@ def test_noisy_complex_images_train_without_clean_ones(tmp_path: Path) -> None:
         (("--key", "heads"), 'blobs.npz: not readable as images: no array "heads"; it holds images'),
         (("--source", "Blobs"), "expected three parts, NAME; LICENCE; CITATION"),
         (("--device", "cuda"), "no CUDA device"),
+        (("--seed", "-1"), "0<=x<=9223372036854775807"),
     ],
 )
 def test_what_cannot_be_trained_is_told(images: Path, tmp_path: Path, arguments: tuple[str, ...], told: str) -> None:
@@ -124,6 +245,25 @@ def test_priors_lists_what_is_at_hand_and_prints_cards(images: Path, tmp_path: P
     unknown = _run("priors", "--card", "head_unit")
     assert unknown.exit_code == 1
     assert "head_unet" in unknown.output
+
+
+def test_the_card_of_a_file(images: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "mine.safetensors"
+    save_prior(weights, UNet(UNetConfig((4,))), Convention("maximum", 0.1, 2), Card("Discs."))
+    result = _run("priors", "--card", weights)
+    assert result.output.startswith("# mine\n\nDiscs.\n")
+    absent = _run("priors", "--card", tmp_path / "absent.safetensors")
+    assert absent.exit_code == 1
+    assert "absent.safetensors" in absent.output
+
+
+def test_without_any_priors_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recon_core.priors.library.SHIPPED", tmp_path)
+    assert "no prior comes with this installation" in _run("priors").output
+    assert (
+        "no prior is called 'head' (there are: none; or give a .safetensors file)"
+        in _run("priors", "--card", "head").output
+    )
 
 
 def test_files_that_are_no_priors_are_refused(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from recon_core.priors.prior import Convention
-from recon_core.training.corpus import Corpus, read_corpus
+from recon_core.training.corpus import Corpus, hold_out, read_corpus
 from recon_core.training.image_files import ImageFileError
 
 PERCENTILE, MAXIMUM = Convention("percentile99", 0.01, 10), Convention("maximum", 0.01, 10)
@@ -92,7 +92,7 @@ def test_empty_slices_are_left_out(tmp_path):
 
 def test_a_file_of_empty_slices_is_left_out_but_not_all_of_them(tmp_path):
     stored(tmp_path / "a.npz", images=np.zeros((2, 40, 50)))
-    with pytest.raises(ImageFileError, match="found only empty slices in 1 files"):
+    with pytest.raises(ImageFileError, match="fills 5% of a slice and more, found only emptier slices in .*a.npz"):
         read_corpus([tmp_path], PERCENTILE)
     stored(tmp_path / "b.npz", images=heads(2, 40, 50))
     assert [len(corpus) for corpus in read_corpus([tmp_path], PERCENTILE)] == [0, 2]
@@ -134,12 +134,12 @@ def test_one_array_by_its_name(tmp_path):
 
 def test_files_of_all_kinds_together(tmp_path):
     stored(tmp_path / "a.npz", images=heads(2, 40, 50))
-    np.save(tmp_path / "b.npy", heads(30, 20, seed=1))
-    volume = nibabel.Nifti1Image(heads(3, 36, 28).T, np.diag([1, 1, 4, 1]))
+    np.save(tmp_path / "b.npy", heads(60, 33, seed=1))
+    volume = nibabel.Nifti1Image(heads(3, 36, 48).T, np.diag([1, 1, 4, 1]))
     nibabel.save(volume, tmp_path / "c.nii.gz")
     corpora = read_corpus([tmp_path], PERCENTILE)
     assert [len(corpus) for corpus in corpora] == [2, 1, 3]
-    assert [tuple(corpus[0].shape) for corpus in corpora] == [(40, 50), (30, 20), (36, 28)]
+    assert [tuple(corpus[0].shape) for corpus in corpora] == [(40, 50), (60, 33), (36, 48)]
 
 
 def numbered(*numbers):
@@ -157,7 +157,44 @@ def test_corpora_add_up():
 
 
 def test_the_last_slices_are_split_off():
-    first, last = numbered(*range(20)).split(0.15)
+    first, last = numbered(*range(20)).split(3)
     assert numbers(first) == list(range(17))
     assert numbers(last) == [17, 18, 19]
     torch.testing.assert_close(last.noise, torch.tensor([1.7, 1.8, 1.9]))
+
+
+def files(*sizes):
+    """Corpora whose images are numbered throughout."""
+    ends = np.cumsum(sizes).tolist()
+    return [numbered(*range(end - size, end)) for size, end in zip(sizes, ends, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "held"),
+    [
+        ((60,), [57, 58, 59]),
+        ((4,), [3]),
+        ((3, 2), [3, 4]),
+        ((1,) * 7, [6]),
+        ((1,) * 60, [57, 58, 59]),
+        ((3, 0, 2, 0), [3, 4]),  # a file of empty slices is none
+        ((0, 40, 0), [38, 39]),
+    ],
+)
+def test_the_last_twentieth_of_files_or_of_a_single_one_is_held_out(sizes, held):
+    kept, held_out = hold_out(files(*sizes))
+    assert numbers(held_out) == held
+    assert numbers(kept) == list(range(held[0]))
+
+
+@pytest.mark.parametrize("size", [1e200, 1e-60])
+def test_files_beyond_single_precision_are_named(tmp_path, size):
+    with pytest.raises(ImageFileError, match=r"odd.npz: (expected values of single precision|an image that is zero)"):
+        one(stored(tmp_path / "odd.npz", images=size * heads(2, 40, 50)))
+
+
+def test_a_file_with_a_tiny_object_is_named(tmp_path):
+    values = np.zeros((2, 100, 100))
+    values[:, :7, :7] = 1
+    with pytest.raises(ImageFileError, match=r"found only emptier slices in .*tiny.npz"):
+        one(stored(tmp_path / "tiny.npz", images=values))
