@@ -8,12 +8,13 @@ import torch
 def bfloat16_pays(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether convolutions run faster in bfloat16 than in `dtype`; double precision stays what it is.
 
-    A CPU without the instructions emulates them, several times slower than single precision.
+    A CPU without the instructions emulates them, several times slower than single precision; so do GPUs before Ampere,
+    and torch counts that as support.
     """
     if dtype == torch.float64:
         return False
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and _cpu_has_bfloat16()
 
 

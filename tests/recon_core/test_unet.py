@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from recon_core.priors.precision import bfloat16_pays
 from recon_core.priors.unet import UNet, UNetConfig
 
 SMALL = UNetConfig((4, 6, 8, 8))
@@ -221,3 +222,10 @@ def test_weights_make_the_network_what_it_was():
 def test_configurations_that_mean_nothing_are_refused(wrong):
     with pytest.raises(ValueError, match="channels, blocks and a signal above zero"):
         UNetConfig(**wrong)
+
+
+@pytest.mark.parametrize(("capability", "pays"), [((7, 0), False), ((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_bfloat16_pays_on_gpus_that_do_not_emulate_it(monkeypatch, capability, pays):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert bfloat16_pays(torch.device("cuda"), torch.float32) == pays
+    assert not bfloat16_pays(torch.device("cuda"), torch.float64)
