@@ -84,7 +84,8 @@ class Prior:
             Complex, as the image.
 
         Raises:
-            ValueError: the image is not complex or has no pixels, or a level is outside of what the prior learnt.
+            ValueError: the image is not complex or has no pixels, is on another device than the network, a level is
+                outside of what the prior learnt, or the denoiser returns another shape than it was given.
         """
         if not image.is_complex() or image.ndim < 2 or not image.numel():
             raise ValueError(f"expected a complex image [..., y, x], got {image.dtype} {list(image.shape)}")
@@ -93,6 +94,10 @@ class Prior:
         channels = torch.view_as_real(images.resolve_conj()).movedim(-1, -3)
         dtype = self._dtype(channels)
         denoised = self.denoiser(channels.contiguous().to(dtype), levels.to(dtype))
+        if denoised.shape != channels.shape:
+            raise ValueError(
+                f"{self.name}: expected the denoiser to return {list(channels.shape)}, got {list(denoised.shape)}"
+            )
         return torch.view_as_complex(denoised.to(channels.dtype).movedim(-3, -1).contiguous()).reshape(image.shape)
 
     def score(self, image: Tensor, sigma: float | Tensor) -> Tensor:
@@ -113,7 +118,12 @@ class Prior:
     def _dtype(self, channels: Tensor) -> torch.dtype:
         """A network computes in the precision of its weights, any other callable in that of the image."""
         weights = self.denoiser.parameters() if isinstance(self.denoiser, nn.Module) else iter(())
-        return next(weights, channels).dtype
+        first = next(weights, channels)
+        if first.device != channels.device:
+            raise ValueError(
+                f"{self.name} is on {first.device}, the image on {channels.device}: expected the same device"
+            )
+        return first.dtype
 
     def _levels(self, sigma: float | Tensor, image: Tensor) -> Tensor:
         """`sigma` for each image `[n]`, checked against what the prior knows."""

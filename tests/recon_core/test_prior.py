@@ -166,6 +166,17 @@ def test_images_that_are_none_are_refused(image, message):
         prior().denoise(image, 0.1)
 
 
+def test_a_denoiser_that_returns_another_shape_is_named():
+    for denoiser, got in ((lambda c, s: c[:, :1], r"\[3, 1, 4, 5\]"), (lambda c, s: c[0], r"\[2, 4, 5\]")):
+        with pytest.raises(ValueError, match=rf"smooth images: .* return \[3, 2, 4, 5\], got {got}"):
+            prior(denoiser).denoise(complex_noise(3, 4, 5), 0.1)
+
+
+def test_a_network_on_another_device_is_named():
+    with pytest.raises(ValueError, match="smooth images is on meta, the image on cpu"):
+        prior(nn.Conv2d(2, 2, 1, device="meta")).denoise(complex_noise(4, 5), 0.1)
+
+
 @pytest.mark.parametrize(
     ("sigma", "got"),
     [
