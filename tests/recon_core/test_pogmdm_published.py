@@ -5,6 +5,9 @@ import torch
 
 from recon_core.priors.pogmdm.model import PoGMDM, PoGMDMConfig
 from recon_core.priors.pogmdm.published import load_pogmdm
+from recon_core.priors.pogmdm.shearlets import fan_filter, flat_low_pass, spectra
+
+from analytic import complex_noise
 
 
 def _published(**changes):
@@ -30,13 +33,27 @@ def saved(tmp_path):
     return save
 
 
-def test_the_published_weights_stand_where_they_belong(saved):
-    prior = load_pogmdm(saved())
-    network = PoGMDM(PoGMDMConfig("published")).eval().requires_grad_(False)
-    network.gain.copy_(torch.linspace(0.5, 2, 20))
-    image, sigma = torch.randn(1, 20, 24, dtype=torch.complex64), torch.tensor([0.1])
-    expected = network(torch.view_as_real(image).movedim(-1, 1), sigma)
-    torch.testing.assert_close(torch.view_as_real(prior.denoise(image, 0.1)).movedim(-1, 1), expected)
+def test_each_row_is_the_expert_of_its_shearlet(saved):
+    """Rows with a quarter of their mass in the centre and the rest at a mean of their own, on both sides."""
+    columns, gain, sigma = torch.arange(3, 43, 2), torch.linspace(0.5, 2, 20), 0.3
+    rows = torch.zeros(21, 63)
+    rows[:20, 0], rows[torch.arange(20), columns] = 0.25, 0.375
+    rows[20, 62] = 0.5  # the low-pass filter's, which counts for nothing
+    prior = load_pogmdm(saved(**{"w.w": rows, "lamda": torch.cat([gain, torch.zeros(1)])}))
+
+    image = 0.1 * complex_noise(96, 100, dtype=torch.complex128)
+    blocks = flat_low_pass().float().double(), fan_filter().float().double()
+    filters = gain[:, None, None] * spectra(*blocks, (96, 100))
+    speed = spectra(*blocks, (128, 128)).abs().amax((1, 2))
+    mean, variance = (columns / 124)[:, None, None].double(), (1 / 124**2 + sigma**2 * speed**2)[:, None, None]
+    denoised = prior.denoise(image, sigma)
+    for found, channel in ((denoised.real, image.real), (denoised.imag, image.imag)):
+        response = torch.fft.irfft2(filters.conj() * torch.fft.rfft2(channel), s=image.shape)
+        side = response * mean / variance
+        centre = 0.25 * torch.exp(mean**2 / (2 * variance))
+        expected = mean * 0.75 * side.sinh() / (0.75 * side.cosh() + centre)
+        pull = torch.fft.irfft2((filters * torch.fft.rfft2((response - expected) / variance)).sum(0), s=image.shape)
+        torch.testing.assert_close(found, channel - sigma**2 * pull, rtol=0, atol=1e-4)
 
 
 def test_published_weights_say_how_far_they_reach(saved):
