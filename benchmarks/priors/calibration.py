@@ -14,6 +14,7 @@ from torch import Tensor
 
 from benchmarks.priors.images import unit_noise
 from recon_core.priors.prior import Convention, Prior
+from recon_core.training.figures import calibration
 
 
 def levels(convention: Convention) -> list[float]:
@@ -30,11 +31,9 @@ def slope(prior: Prior, images: list[Tensor], level: float) -> float:
         images: clean.
         level: of noise, in the prior's own units.
     """
-    product = square = 0.0
+    noise, predicted = [], []
     for seed, image in enumerate(images):
-        clean, noise = image / prior.convention.unit(image), unit_noise(image, seed)
-        noisy = clean + level * noise
-        predicted = (noisy - prior.denoise(noisy, level)) / level
-        product += float(torch.vdot(predicted.flatten(), noise.flatten()).real)
-        square += float(predicted.abs().square().sum())
-    return product / square
+        clean, drawn = image / prior.convention.unit(image), level * unit_noise(image, seed)
+        noise.append(drawn.flatten())
+        predicted.append((clean + drawn - prior.denoise(clean + drawn, level)).flatten())
+    return calibration(torch.cat(noise), torch.cat(predicted))

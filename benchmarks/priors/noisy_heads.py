@@ -19,7 +19,7 @@ EDGE = 160
 
 
 def main() -> None:
-    """Writes files of 200 images with white noise of a known level."""
+    """Writes files of up to 200 images with white noise of a known level."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
@@ -30,8 +30,8 @@ def main() -> None:
     first, *others = read_corpus([chosen.source], Convention("percentile99", 0.01, 160.0))
     corpus = sum(others, first)
     generator = torch.Generator().manual_seed(7)
-    for number in range(chosen.count // 200):
-        clean, _ = patches(corpus, 200, EDGE, Augmentation(gain=1.0), generator)
+    for number, start in enumerate(range(0, chosen.count, 200)):
+        clean, _ = patches(corpus, min(200, chosen.count - start), EDGE, Augmentation(gain=1.0), generator)
         noisy = clean + chosen.noise * torch.randn(clean.shape, generator=generator)
         images = torch.view_as_complex(noisy.movedim(1, -1).contiguous()).numpy()
         np.savez(chosen.target / f"noisy_{number:02d}.npz", images=images.astype(np.complex64))
