@@ -1,5 +1,6 @@
 import copy
 import math
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -208,6 +209,18 @@ def test_threads_may_share_a_model(monkeypatch):
         found = list(threads.map(partial(denoised, shared), turns))
     for turn in turns:
         torch.testing.assert_close(found[turn], denoised(_model(), turn))
+
+
+def test_threads_that_need_the_same_build_it_once():
+    recent, built = model._Recent(1), []
+
+    def build():
+        built.append(None)
+        time.sleep(0.05)
+        return len(built)
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(lambda _: recent.get("key", build), range(4))) == [1] * 4
 
 
 def test_copies_are_independent():
