@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -45,7 +46,8 @@ def sure_loss(denoiser: Denoiser, noisy: Tensor, noise: Tensor, sigma: Tensor, g
     images get the noise that is missing, and the denoiser's mean of the *noisy* image, which Tweedie's formula gives
     exactly, is compared with it: unbiased too, and its gradient is ten times less noisy than that of Stein's estimate,
     which therefore counts less and is taken of some images only. At lower levels, about which such images tell
-    nothing, the denoised images stand in for clean ones, as the paper does everywhere.
+    nothing, denoised images stand in for clean ones, as the paper does everywhere. They are denoised from twice their
+    noise power, where the denoiser is sure of itself: noise that it left would be learnt as texture.
 
     Args:
         denoiser: to be trained.
@@ -55,7 +57,7 @@ def sure_loss(denoiser: Denoiser, noisy: Tensor, noise: Tensor, sigma: Tensor, g
         generator: of the added noise and of the divergence's probe.
     """
     more = sigma > noise
-    base = torch.where(more[:, None, None, None], noisy, _denoised_where(~more, denoiser, noisy, noise))
+    base = torch.where(more[:, None, None, None], noisy, _denoised_where(~more, denoiser, noisy, noise, generator))
     added = torch.where(more, (sigma**2 - noise**2).clamp_min(0).sqrt(), sigma)
     noisier = base + added[:, None, None, None] * _noise(noisy, generator)
     # E[base | noisier] = noisier + added^2 score, and the score is (denoised - noisier) / sigma^2 (Tweedie).
@@ -67,12 +69,12 @@ def sure_loss(denoiser: Denoiser, noisy: Tensor, noise: Tensor, sigma: Tensor, g
     return (denoiser.weight(sigma) * _square(predicted - base)).mean() + STEIN_WEIGHT * stein
 
 
-def _denoised_where(chosen: Tensor, denoiser: Denoiser, noisy: Tensor, noise: Tensor) -> Tensor:
-    """The chosen images denoised, as constants, and the others as they are."""
-    images = noisy.clone()
+def _denoised_where(chosen: Tensor, denoiser: Denoiser, noisy: Tensor, noise: Tensor, generator: Generator) -> Tensor:
+    """The chosen images denoised from twice the power of their noise, as constants, and the others as they are."""
+    images = noisy + (noise * chosen)[:, None, None, None] * _noise(noisy, generator)
     if bool(chosen.any()):
         with torch.no_grad():
-            images[chosen] = denoiser(noisy[chosen], noise[chosen])
+            images[chosen] = denoiser(images[chosen], math.sqrt(2) * noise[chosen])
     return images
 
 

@@ -12,6 +12,9 @@ from recon_core.priors.unet import UNet, UNetConfig
 from recon_core.training.objectives import STEIN_WEIGHT, clean_loss, stein_estimate, sure_loss
 
 SIGNAL, NOISE = 0.5, 0.2
+TWICE = math.sqrt(2) * NOISE  # twice the power
+# What images of standard deviation SIGNAL with twice the power of their noise have left after the Wiener filter.
+PROXY = SIGNAL**2 / math.hypot(SIGNAL, TWICE)
 
 
 def generator(seed=0):
@@ -197,18 +200,18 @@ def test_above_the_noise_both_losses_have_the_same_gradient(sigma, gain):
 
 def test_below_the_noise_the_denoised_images_stand_for_clean_ones():
     """They vary less than clean images do, so the gain is pulled to too small a value: too smooth a prior."""
-    sigma, at_noise = 0.1, wiener(SIGNAL, NOISE)
-    proxy = at_noise * math.hypot(SIGNAL, NOISE)
-    best = wiener(SIGNAL, sigma)
-    mean, error = gradients(sigma, {NOISE: at_noise, sigma: best})
-    assert abs(mean[1] - clean_gradient(best, sigma, proxy)) < 4 * error[1]
-    assert mean[1] > 10 * error[1]
-    # The denoiser of the images themselves is not bent by what it is used for here.
+    sigma, best = 0.1, wiener(SIGNAL, 0.1)
+    gains = {level: wiener(SIGNAL, level) for level in (NOISE, TWICE, sigma)}
+    mean, error = gradients(sigma, gains)
+    assert abs(mean[2] - clean_gradient(best, sigma, PROXY)) < 4 * error[2]
+    assert mean[2] > 10 * error[2]
+    # The denoiser of the images themselves is not bent by what it is used for here, nor that of twice the noise.
     assert abs(mean[0]) < 4 * error[0]
+    assert mean[1] == 0
 
 
 def test_both_losses_train_the_wiener_filter():
-    above = [NOISE, 0.3, 0.6, 2.0]
+    above = [NOISE, TWICE, 0.6, 2.0]
     learnt = {}
     for name in ("clean", "sure"):
         denoiser = Gains(dict.fromkeys([0.1, *above], 0.5))
@@ -233,5 +236,5 @@ def test_both_losses_train_the_wiener_filter():
             assert gain == pytest.approx(wiener(SIGNAL, level), abs=0.01)
     below = [gains[min(gains)] for gains in learnt.values()]
     assert below[0] == pytest.approx(wiener(SIGNAL, 0.1), abs=0.005)
-    assert below[1] == pytest.approx(wiener(SIGNAL * math.sqrt(wiener(SIGNAL, NOISE)), 0.1), abs=0.005)
+    assert below[1] == pytest.approx(wiener(PROXY, 0.1), abs=0.005)
     assert below[1] < below[0]
