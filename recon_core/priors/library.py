@@ -36,8 +36,7 @@ def load_prior(name: str, device: torch.device | str = "cpu") -> Prior:
     """
     kind, colon, path = name.partition(":")
     if colon and kind in _PUBLISHED:
-        prior = _PUBLISHED[kind](Path(path))
-        return Prior(prior.denoiser.to(device), prior.convention, prior.name)  # type: ignore[attr-defined]
+        return _PUBLISHED[kind](path, device)
     shipped = shipped_priors()
     if name in shipped:
         return read_prior(shipped[name], device)

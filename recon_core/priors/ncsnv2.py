@@ -18,11 +18,15 @@ from recon_core.priors.prior import Convention, Prior
 _COARSEST = 8
 
 
-def load_ncsnv2(path: str | Path) -> Prior:
+def load_ncsnv2(path: str | Path, device: torch.device | str = "cpu") -> Prior:
     """The prior in a published checkpoint; the images that it learnt from have a 99th percentile of one.
 
     Training saved the list `[model, optimiser, epoch, step, moving average]`; the moving average of the weights is
     taken where there is one, as in the papers. A state dict alone is read too.
+
+    Args:
+        path: of the checkpoint.
+        device: to compute on.
 
     Raises:
         OSError: the file cannot be read.
@@ -30,9 +34,10 @@ def load_ncsnv2(path: str | Path) -> Prior:
     """
     weights = _weights(read_checkpoint(path), str(path))
     first, sigmas = _first_layer(weights, str(path)), _levels(weights, str(path))
-    network = NCSNv2(sigmas, features=first.shape[0])
+    with torch.random.fork_rng(devices=[]):
+        network = NCSNv2(sigmas, features=first.shape[0])
     load_tensors(network, weights, str(path))
-    network.eval().requires_grad_(False)
+    network.to(device).eval().requires_grad_(False)
     convention = Convention("percentile99", lowest=float(sigmas[-1]), highest=float(sigmas[0]))
     return Prior(network, convention, f"ncsnv2:{path}")
 

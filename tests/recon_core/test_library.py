@@ -84,6 +84,18 @@ def test_published_checkpoints_are_found_by_kind_and_path(tmp_path, kind, weight
     assert torch.isfinite(prior.denoise(complex_noise(96, 100), 0.1)).all()
 
 
+def test_loading_draws_no_random_numbers_and_puts_the_weights_on_the_device(tmp_path, shipped):
+    names = ["head"]
+    for kind, weights in (("ncsnv2", published_ncsnv2), ("pogmdm", published_pogmdm)):
+        torch.save(weights(), tmp_path / f"{kind}.pth")
+        names.append(f"{kind}:{tmp_path}/{kind}.pth")
+    before = torch.get_rng_state()
+    for name in names:
+        weights = load_prior(name, "meta").denoiser.parameters()
+        assert {weight.device.type for weight in weights} == {"meta"}
+        assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("kind", ["ncsnv2", "pogmdm"])
 def test_published_checkpoints_that_are_none_are_named(tmp_path, shipped, kind):
     with pytest.raises(OSError, match="absent.pth"):

@@ -25,10 +25,14 @@ _SHAPES = {
 }
 
 
-def load_pogmdm(path: str | Path) -> Prior:
+def load_pogmdm(path: str | Path, device: torch.device | str = "cpu") -> Prior:
     """The prior of a published state dict (`state_final.pth` of the shearlet model, Zach et al. 2024).
 
     It learnt noise levels up to 0.4 of images of maximum one; it does nothing to the mean of an image.
+
+    Args:
+        path: of the state dict.
+        device: to compute on.
 
     Raises:
         OSError: the file cannot be read.
@@ -39,7 +43,7 @@ def load_pogmdm(path: str | Path) -> Prior:
     model = PoGMDM(PoGMDMConfig("published"))
     learnt = {"weights": "w.w", "gain": "lamda", "low_pass": "h", "fan": "P"}
     model.load_state_dict({name: tensors[key][: len(model.get_parameter(name))] for name, key in learnt.items()})
-    model.eval().requires_grad_(False)
+    model.to(device).eval().requires_grad_(False)
     return Prior(model, Convention("maximum", lowest=0.005, highest=0.4), f"pogmdm:{path}")
 
 
