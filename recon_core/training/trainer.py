@@ -41,7 +41,7 @@ class Settings:
     """
 
     objective: Objective = "clean"
-    steps: int = 6000
+    steps: int = 4000
     rate: float = 1e-3
     edges: tuple[int, ...] = (64, 96, 128)
     pixels: int = 8 * 96 * 96

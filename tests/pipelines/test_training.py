@@ -5,8 +5,10 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import numpy as np
@@ -23,6 +25,7 @@ from recon_core.priors.unet import UNet, UNetConfig
 from recon_core.priors.weights import describe, read_prior, save_prior
 from recon_core.training.corpus import Corpus, hold_out, read_corpus
 from recon_core.training.figures import denoising_figures
+from recon_core.training.recipes import Recipe, unet_recipe
 from recon_core.training.trainer import Trainer
 
 
@@ -37,6 +40,17 @@ def _blobs(count: int, edge: int = 40) -> np.ndarray:
     places, radii = random.uniform(10, edge - 10, (count, 2)), random.uniform(4, 10, count)
     distance = np.hypot(y - places[:, :1, None], x - places[:, 1:, None])
     return (distance < radii[:, None, None]).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def small_patches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings of a few steps in a second or two."""
+
+    def recipe(*arguments: Any) -> Recipe:
+        full = unet_recipe(*arguments)
+        return replace(full, settings=replace(full.settings, pixels=32 * 32, edges=(32,)))
+
+    monkeypatch.setattr("pipelines.training.unet_recipe", recipe)
 
 
 @pytest.fixture
