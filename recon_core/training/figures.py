@@ -35,6 +35,8 @@ def denoising_figures(
 ) -> dict[str, float]:
     """PSNR of denoised clean images in dB, and how far the predicted noise is from being calibrated.
 
+    At those of three levels that the prior knows.
+
     Args:
         prior: on `device`.
         corpus: of images that it has not seen.
@@ -43,7 +45,8 @@ def denoising_figures(
     """
     clean = held_out(corpus, count)[0].to(device)
     figures = {}
-    for sigma in LEVELS:
+    known = prior.convention
+    for sigma in (level for level in LEVELS if known.lowest <= level <= known.highest):
         noisy = with_noise(clean, sigma)
         with torch.no_grad():
             denoised = prior.denoise(noisy, sigma)

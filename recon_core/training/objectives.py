@@ -46,8 +46,9 @@ def sure_loss(denoiser: Denoiser, noisy: Tensor, noise: Tensor, sigma: Tensor, g
     images get the noise that is missing, and the denoiser's mean of the *noisy* image, which Tweedie's formula gives
     exactly, is compared with it: unbiased too, and its gradient is ten times less noisy than that of Stein's estimate,
     which therefore counts less and is taken of some images only. At lower levels, about which such images tell
-    nothing, denoised images stand in for clean ones, as the paper does everywhere. They are denoised from twice their
-    noise power, where the denoiser is sure of itself: noise that it left would be learnt as texture.
+    nothing, denoised images stand in for clean ones, as the paper does everywhere. Noise that the denoiser left would
+    be learnt as texture, and left again: they are denoised from twice their noise level, where the denoiser is sure of
+    itself, and teach levels below half of it only; those between count as the level of the images.
 
     Args:
         denoiser: to be trained.
@@ -56,7 +57,8 @@ def sure_loss(denoiser: Denoiser, noisy: Tensor, noise: Tensor, sigma: Tensor, g
         sigma: noise levels to train at, `[n]`.
         generator: of the added noise and of the divergence's probe.
     """
-    more = sigma > noise
+    more = sigma > noise / 2
+    sigma = torch.where(more, torch.maximum(sigma, noise), sigma)
     base = torch.where(more[:, None, None, None], noisy, _denoised_where(~more, denoiser, noisy, noise, generator))
     added = torch.where(more, (sigma**2 - noise**2).clamp_min(0).sqrt(), sigma)
     noisier = base + added[:, None, None, None] * _noise(noisy, generator)
@@ -70,11 +72,11 @@ def sure_loss(denoiser: Denoiser, noisy: Tensor, noise: Tensor, sigma: Tensor, g
 
 
 def _denoised_where(chosen: Tensor, denoiser: Denoiser, noisy: Tensor, noise: Tensor, generator: Generator) -> Tensor:
-    """The chosen images denoised from twice the power of their noise, as constants, and the others as they are."""
-    images = noisy + (noise * chosen)[:, None, None, None] * _noise(noisy, generator)
+    """The chosen images denoised from twice the level of their noise, as constants, and the others as they are."""
+    images = noisy + (math.sqrt(3) * noise * chosen)[:, None, None, None] * _noise(noisy, generator)
     if bool(chosen.any()):
         with torch.no_grad():
-            images[chosen] = denoiser(images[chosen], math.sqrt(2) * noise[chosen])
+            images[chosen] = denoiser(images[chosen], 2 * noise[chosen])
     return images
 
 
