@@ -323,7 +323,7 @@ def train_command(
     )
     for name, value in train(job).items():
         click.echo(f"{name:50s} {value:.4g}")
-    click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB; beside it its card, curve and samples")
+    click.echo(f"{output}: {output.stat().st_size / 1e6:.2g} MB; beside it its card, curve and samples")
 
 
 def _command(context: click.Context) -> str:
@@ -365,7 +365,7 @@ def priors(files: tuple[Path, ...], card: str | None) -> None:
         convention = told.convention
         click.echo(f"{name:20s} {told.card.summary}")
         click.echo(
-            f"{'':20s} {told.kind}, {path.stat().st_size / 1e6:.1f} MB, {told.card.licence}; noise "
+            f"{'':20s} {told.kind}, {path.stat().st_size / 1e6:.2g} MB, {told.card.licence}; noise "
             f"{convention.lowest:g} to {convention.highest:g} of the {convention.scale}"
         )
 
