@@ -1,4 +1,4 @@
-"""The training loop: resumable to the bit, with an average of the weights for use."""
+"""The training loop: resumable to the bit on one device and thread count, with an average of the weights for use."""
 
 from __future__ import annotations
 

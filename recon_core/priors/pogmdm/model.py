@@ -114,7 +114,7 @@ class PoGMDM(nn.Module):
     In evaluation mode the numbers count as constants: filters are kept for the last few image sizes and tables for
     the last few noise levels. In training a table is made for each distinct level of a batch: share levels between
     images to save time. Filters wrap around at the borders of a patch, so take large ones (128 and
-    more). The rate of the paper, 1e-4 with `AdaBelief`, is for 100,000 steps; take 3e-3 and let it fall for 3000.
+    more); the rate that suits is in `recon_core.training.recipes`.
 
     Args:
         config: of the model.
