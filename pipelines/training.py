@@ -11,6 +11,7 @@ import torch
 from pipelines.errors import SpinstreamError
 from pipelines.training_report import curve_picture, sample_picture
 from recon_core.priors.card import Card, Source
+from recon_core.priors.prior import Convention
 from recon_core.priors.weights import read_prior, save_prior
 from recon_core.training.corpus import Corpus, hold_out, joined, read_corpus
 from recon_core.training.figures import denoising_figures, stein_figures
@@ -93,17 +94,24 @@ def _train(job: TrainingJob) -> dict[str, float]:
     job.output.parent.mkdir(parents=True, exist_ok=True)
     trainer.run(corpus, validation, checkpoint)
     with TemporaryDirectory(prefix=f".{job.output.stem}", dir=job.output.parent) as folder:
-        figures = _write(Path(folder) / job.output.name, job, recipe, settings.steps, trainer, validation)
+        output, convention = Path(folder) / job.output.name, _known(job, recipe, corpus, validation)
+        figures = _write(output, job, convention, settings.steps, trainer, validation)
         for file in Path(folder).iterdir():
             file.replace(job.output.with_name(file.name))
     return figures
 
 
+def _known(job: TrainingJob, recipe: Recipe, corpus: Corpus, validation: Corpus) -> Convention:
+    """Noisy images tell nothing of levels below their own noise: a prior of them begins there."""
+    if job.objective == "clean":
+        return recipe.convention
+    return replace(recipe.convention, lowest=float(torch.cat([corpus.noise, validation.noise]).min()))
+
+
 def _write(
-    output: Path, job: TrainingJob, recipe: Recipe, steps: int, trainer: Trainer, validation: Corpus
+    output: Path, job: TrainingJob, convention: Convention, steps: int, trainer: Trainer, validation: Corpus
 ) -> dict[str, float]:
     """Weights, card and pictures; the figures are those of the weights as stored."""
-    convention = recipe.convention
     card = Card(
         summary=job.summary,
         licence=job.licence,

@@ -219,6 +219,8 @@ def test_noisy_complex_images_train_without_clean_ones(tmp_path: Path) -> None:
     )
     assert result.exit_code == 0, result.output
     assert "estimated error of the denoised images" in result.output
+    # It claims no level below the noise that it learnt from, 0.1 of discs of one.
+    assert 0.04 < read_prior(weights).convention.lowest < 0.12
 
 
 @pytest.mark.parametrize(
