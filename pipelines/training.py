@@ -90,12 +90,14 @@ def _train(job: TrainingJob) -> dict[str, float]:
     settings = replace(recipe.settings, objective=job.objective, steps=job.steps or recipe.settings.steps)
     corpus, validation = _images(job, recipe)
     recipe.network.to(job.device)
-    trainer = Trainer(recipe.network, recipe.optimiser, recipe.convention, settings, recipe.constrain)
+    convention = _known(job, recipe, corpus, validation)
+    trainer = Trainer(recipe.network, recipe.optimiser, convention, settings, recipe.constrain)
     job.output.parent.mkdir(parents=True, exist_ok=True)
     trainer.run(corpus, validation, checkpoint)
+    if recipe.finish is not None:
+        recipe.finish(trainer.averaged, validation)
     with TemporaryDirectory(prefix=f".{job.output.stem}", dir=job.output.parent) as folder:
-        output, convention = Path(folder) / job.output.name, _known(job, recipe, corpus, validation)
-        figures = _write(output, job, convention, settings.steps, trainer, validation)
+        figures = _write(Path(folder) / job.output.name, job, convention, settings.steps, trainer, validation)
         for file in Path(folder).iterdir():
             file.replace(job.output.with_name(file.name))
     return figures
@@ -105,7 +107,8 @@ def _known(job: TrainingJob, recipe: Recipe, corpus: Corpus, validation: Corpus)
     """Noisy images tell nothing of levels below their own noise: a prior of them begins there."""
     if job.objective == "clean":
         return recipe.convention
-    return replace(recipe.convention, lowest=float(torch.cat([corpus.noise, validation.noise]).min()))
+    least = float(torch.cat([corpus.noise, validation.noise]).min())
+    return replace(recipe.convention, lowest=max(least, recipe.convention.lowest))
 
 
 def _write(

@@ -30,13 +30,16 @@ SizedT = TypeVar("SizedT", bound=Sized)
 class ContentCache:
     """Least recently used out first, bounded by the memory that its entries hold. Safe to share between threads.
 
-    What has grown since is counted at the next access.
+    What has grown since is counted at the next access. A copy starts empty.
     """
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self._entries: OrderedDict[bytes, Future[Any]] = OrderedDict()
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[ContentCache], tuple[int]]:
+        return ContentCache, (self.limit_bytes,)
 
     def get(self, key: bytes, build: Callable[[], SizedT]) -> SizedT:
         """What was built for a key, or is built now; other threads with the same key wait, all others do not.

@@ -15,7 +15,7 @@ from recon_core.priors.prior import Convention
 from recon_core.training.augmentation import Augmentation, patches
 from recon_core.training.corpus import read_corpus
 
-EDGE = 160
+EDGE = 224
 
 
 def main() -> None:

@@ -13,7 +13,11 @@ from recon_core.priors.pogmdm.model import PoGMDM, PoGMDMConfig
 from recon_core.priors.prior import Convention
 from recon_core.priors.unet import SIZES, UNet
 from recon_core.training.adabelief import AdaBelief
+from recon_core.training.corpus import Corpus
+from recon_core.training.figures import held_out
 from recon_core.training.trainer import Settings
+
+_CALIBRATION_PATCHES = 24
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Recipe:
         convention: to train under.
         settings: that suit it.
         constrain: brings parameters back to where they belong, after every step.
+        finish: what the trained network learns at the end from the images that it is validated by.
     """
 
     network: UNet | PoGMDM
@@ -33,6 +38,7 @@ class Recipe:
     convention: Convention
     settings: Settings
     constrain: Callable[[nn.Module], None] | None = None
+    finish: Callable[[nn.Module, Corpus], None] | None = None
 
 
 def unet_recipe(size: str, seed: int, start: str | None = None) -> Recipe:
@@ -85,9 +91,16 @@ def pogmdm_recipe(seed: int) -> Recipe:
     network = PoGMDM(PoGMDMConfig())
     optimiser = AdaBelief(network.parameter_groups())
     settings = Settings(seed=seed, rate=5e-3, steps=2000, levels=2, edges=(128, 192))
-    return Recipe(network, optimiser, Convention("maximum", 0.005, 10.0), settings, _project)
+    return Recipe(network, optimiser, Convention("maximum", 0.005, 10.0), settings, _project, _calibrate)
 
 
 def _project(network: nn.Module) -> None:
     if isinstance(network, PoGMDM):
         network.project_()
+
+
+def _calibrate(network: nn.Module, validation: Corpus) -> None:
+    if isinstance(network, PoGMDM):
+        images, _ = held_out(validation, _CALIBRATION_PATCHES, edge=512)
+        clean = torch.view_as_real(images).movedim(-1, 1).to(network.gain.device)
+        network.calibrate_(clean, torch.Generator().manual_seed(0))

@@ -257,10 +257,11 @@ def schedule(progress: float, warm_up: float = 0.01) -> float:
 def noise_levels(count: int, convention: Convention, generator: Generator) -> Tensor:
     """Random noise levels of a convention's range, `[count]`.
 
-    Most lie about 0.1, where images are decided; the others anywhere, evenly on the logarithmic scale.
+    Most lie about 0.1, where images are decided, or as far above the lowest level as they would lie below it; the
+    others anywhere, evenly on the logarithmic scale.
     """
     low, high = math.log(convention.lowest), math.log(convention.highest)
-    middle = -2.5 + 1.4 * torch.randn(count, generator=generator)
+    middle = low + (-2.5 + 1.4 * torch.randn(count, generator=generator) - low).abs()
     anywhere = low + (high - low) * torch.rand(count, generator=generator)
     often = torch.rand(count, generator=generator) < 0.7
     return torch.where(often, middle, anywhere).clamp(low, high).exp()

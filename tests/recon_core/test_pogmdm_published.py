@@ -5,7 +5,7 @@ import torch
 
 from recon_core.priors.pogmdm.model import PoGMDM, PoGMDMConfig
 from recon_core.priors.pogmdm.published import load_pogmdm
-from recon_core.priors.pogmdm.shearlets import fan_filter, flat_low_pass, spectra
+from recon_core.priors.pogmdm.shearlets import Frequencies, fan_filter, flat_low_pass, spectra
 
 from analytic import complex_noise
 
@@ -43,8 +43,8 @@ def test_each_row_is_the_expert_of_its_shearlet(saved):
 
     image = 0.1 * complex_noise(96, 100, dtype=torch.complex128)
     blocks = flat_low_pass().float().double(), fan_filter().float().double()
-    filters = gain[:, None, None] * spectra(*blocks, (96, 100))
-    speed = spectra(*blocks, (128, 128)).abs().amax((1, 2))
+    filters = gain[:, None, None] * spectra(*blocks, Frequencies.of((96, 100), blocks[0]))
+    speed = spectra(*blocks, Frequencies.of((128, 128), blocks[0])).abs().amax((1, 2))
     mean, variance = (columns / 124)[:, None, None].double(), (1 / 124**2 + sigma**2 * speed**2)[:, None, None]
     denoised = prior.denoise(image, sigma)
     for found, channel in ((denoised.real, image.real), (denoised.imag, image.imag)):

@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.signal import convolve2d, correlate2d
 
-from recon_core.priors.pogmdm.shearlets import coarse_spectrum, fan_filter, flat_low_pass, spectra
+from recon_core.priors.pogmdm.shearlets import Frequencies, coarse_spectrum, fan_filter, flat_low_pass, spectra
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def _wrapped(filter_, size):
 @pytest.mark.parametrize("size", [(150, 161), (40, 57), (57, 40), (9, 8)])
 def test_spectra_are_those_of_filters_built_pixel_by_pixel(blocks, size):
     low_pass, fan = (block.numpy() for block in blocks)
-    found = spectra(*blocks, size).numpy()
+    found = spectra(*blocks, Frequencies.of(size, blocks[0])).numpy()
     for k in range(10):
         filter_ = _built_by_pixels(low_pass, fan, fine=k >= 5, shear=k % 5 - 2)
         for index, pixels in ((k, filter_), (k + 10, filter_.T)):
@@ -58,14 +58,15 @@ def test_spectra_are_those_of_filters_built_pixel_by_pixel(blocks, size):
 
 
 def test_the_second_cone_is_the_first_one_transposed(blocks):
-    turned = np.fft.irfft2(spectra(*blocks, (30, 41)).numpy(), s=(30, 41))[10:]
-    straight = np.fft.irfft2(spectra(*blocks, (41, 30)).numpy(), s=(41, 30))[:10]
+    turned = np.fft.irfft2(spectra(*blocks, Frequencies.of((30, 41), blocks[0])).numpy(), s=(30, 41))[10:]
+    straight = np.fft.irfft2(spectra(*blocks, Frequencies.of((41, 30), blocks[0])).numpy(), s=(41, 30))[:10]
     np.testing.assert_allclose(turned, straight.swapaxes(-1, -2), atol=1e-13)
 
 
 def test_shearlets_stop_the_mean_and_the_low_pass_filter_keeps_it():
-    assert spectra(flat_low_pass(), fan_filter(), (64, 64))[:, 0, 0].abs().max() < 1e-12
-    assert coarse_spectrum(flat_low_pass(), (64, 64))[0, 0].abs() == pytest.approx(1)
+    everywhere = Frequencies.of((64, 64), flat_low_pass())
+    assert spectra(flat_low_pass(), fan_filter(), everywhere)[:, 0, 0].abs().max() < 1e-12
+    assert coarse_spectrum(flat_low_pass(), everywhere)[0, 0].abs() == pytest.approx(1)
 
 
 def test_the_fan_passes_one_pair_of_quadrants():
@@ -76,4 +77,6 @@ def test_the_fan_passes_one_pair_of_quadrants():
 
 def test_spectra_are_differentiable_in_the_building_blocks(blocks):
     inputs = [block.requires_grad_() for block in blocks]
-    assert torch.autograd.gradcheck(lambda h, p: spectra(h, p, (6, 7)).abs().square().sum((1, 2)), inputs)
+    assert torch.autograd.gradcheck(
+        lambda h, p: spectra(h, p, Frequencies.of((6, 7), h)).abs().square().sum((1, 2)), inputs
+    )

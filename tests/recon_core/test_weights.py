@@ -33,7 +33,7 @@ def unet(seed=0):
 
 
 def pogmdm():
-    network = PoGMDM(PoGMDMConfig(share=0.4)).requires_grad_(False)
+    network = PoGMDM(PoGMDMConfig("published")).requires_grad_(False)
     network.gain.copy_(torch.linspace(0.5, 2, len(network.gain)))
     return network
 

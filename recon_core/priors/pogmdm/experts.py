@@ -71,6 +71,11 @@ class Tables:
     values: Tensor
     reach: Tensor
 
+    @property
+    def nbytes(self) -> int:
+        """Memory held."""
+        return sum(tensor.nbytes for tensor in vars(self).values())
+
     @staticmethod
     def build(weights: Tensor, variance: Tensor, nodes: int) -> Tables:
         """Tables that reach six standard deviations of a component beyond the outermost mean.

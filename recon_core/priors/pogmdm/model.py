@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
-from threading import Lock
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
+from recon_core.cache import ContentCache, Sized, content_key
 from recon_core.priors.pogmdm import experts, shearlets
 from recon_core.priors.pogmdm.experts import SPREAD, Tables, all_weights
+from recon_core.priors.pogmdm.shearlets import Frequencies
 
 Diffusion = Literal["tight", "published"]
-BuiltT = TypeVar("BuiltT")
+BuiltT = TypeVar("BuiltT", bound=Sized)
 
-# Where the greatest gain of each filter is looked for: fine enough for 0.1 %, the same for images of all sizes.
+# Where the greatest gain of each filter and its share of white noise are looked for: fine enough for 0.1 %, the same
+# for images of all sizes.
 _GRID = (128, 128)
 _NODES = 4097
 _NODES_IN_TRAINING = 513
+_CACHE_BYTES = 128 << 20
+
+# By how much the shearlets of a tight model are stretched: what one system leaves over, the next one sees.
+_STRETCHES = (1, 4, 16)
+# Experts count for this much more than a response holds of the noise: found by trial, between 1 and 4.
+_EMPHASIS = 2.0
+# Moduli are differentiable at zero.
+_LEAST_SQUARE = 1e-12
+
+# Noise levels at which the size of the score is corrected.
+_CALIBRATED = (0.005, 10.0)
+_CALIBRATIONS = 12
 
 # Power per pixel and real channel of heads of maximum one: 0.03 / frequency^2 (radians per pixel), finite at zero.
 _POWER = 0.03
@@ -34,20 +47,48 @@ class PoGMDMConfig:
 
     Args:
         diffusion: what noise does to the experts, see `PoGMDM`.
-        share: power to which a tight model raises each of its experts; a published one takes them as they are.
 
     Raises:
-        ValueError: an unknown rule, or a share that is out of range.
+        ValueError: an unknown rule.
     """
 
     diffusion: Diffusion = "tight"
-    share: float = 0.15
 
     def __post_init__(self) -> None:
         if self.diffusion not in ("tight", "published"):
             raise ValueError(f'expected the diffusion "tight" or "published", got {self.diffusion!r}')
-        if not 0 < self.share <= 1:
-            raise ValueError(f"expected a share above 0, at most 1, got {self.share}")
+
+
+@dataclass(frozen=True)
+class _Octave:
+    """The filters of one stretch, for one image size. They see the image on a grid that is no finer than they need.
+
+    Args:
+        grid: its size, `(y, x)`.
+        pixels: of the image for each of the grid.
+        filters: frequency responses with their factors, `[20, y, x // 2 + 1]` of the grid.
+        power: their squared magnitudes.
+        speed: xi, how fast noise widens the components of each, `[20]`.
+        share: power to which each expert is raised, `[20]`.
+    """
+
+    grid: tuple[int, int]
+    pixels: float
+    filters: Tensor
+    power: Tensor
+    speed: Tensor
+    share: Tensor
+
+    def responses(self, spectrum: Tensor) -> Tensor:
+        """Of all filters to a spectrum on the grid, `[n, channels, 20, y, x]`."""
+        seen = spectrum[:, :, None] * (self.filters.conj() / self.pixels)
+        responses: Tensor = torch.fft.irfft2(seen, s=self.grid)
+        return responses
+
+    def pull(self, slope: Tensor) -> Tensor:
+        """Spectrum on the grid of what slopes at the responses pull the image by."""
+        spectrum: Tensor = torch.einsum("nckyx,kyx->ncyx", torch.fft.rfft2(slope), self.pixels * self.filters)
+        return spectrum
 
 
 @dataclass(frozen=True)
@@ -55,70 +96,58 @@ class _System:
     """Filters for one image size.
 
     Args:
-        filters: frequency responses with their factors, `[20, y, x // 2 + 1]`.
-        power: their squared magnitudes.
-        speed: xi, how fast noise widens the components of each, `[20]`.
+        octaves: the finest first.
         rest: squared magnitude of the low-pass filter, `[y, x // 2 + 1]`.
         rest_variance: of what it passes in clean images, `[y, x // 2 + 1]`.
     """
 
-    filters: Tensor
-    power: Tensor
-    speed: Tensor
+    octaves: tuple[_Octave, ...]
     rest: Tensor
     rest_variance: Tensor
 
-
-class _Recent(Generic[BuiltT]):
-    """What was built last, for a few keys: threads may share it, and a copy starts empty."""
-
-    def __init__(self, kept: int) -> None:
-        self._kept = kept
-        self._built: OrderedDict[Hashable, BuiltT] = OrderedDict()
-        self._lock = Lock()
-
-    def __reduce__(self) -> tuple[type[_Recent[BuiltT]], tuple[int]]:
-        return type(self), (self._kept,)
-
-    def get(self, key: Hashable, build: Callable[[], BuiltT]) -> BuiltT:
-        with self._lock:
-            if key not in self._built:
-                # Tensors of inference mode would break a later call that is differentiated.
-                with torch.inference_mode(False), torch.no_grad():
-                    self._built[key] = build()
-            self._built.move_to_end(key)
-            while len(self._built) > self._kept:
-                self._built.popitem(last=False)
-            return self._built[key]
+    @property
+    def nbytes(self) -> int:
+        """Memory held."""
+        filters = sum(octave.filters.nbytes + octave.power.nbytes for octave in self.octaves)
+        return filters + self.rest.nbytes + self.rest_variance.nbytes
 
 
 class PoGMDM(nn.Module):
     """Product of Gaussian mixtures diffusion model (Zach et al., J Math Imaging Vis 66, 2024; paper 003).
 
-    The density of a real image is a product, over pixels and over 20 shearlets, of Gaussian mixtures of the filter
-    responses; the real and the imaginary part count as independent images. White noise of level sigma widens the
-    components of filter k to the variance `spread^2 + xi_k^2 sigma^2`. This is exact for filters that pass disjoint
-    bands with the constant gain xi_k; the rule for others is a choice:
+    The density of an image is a product, over pixels and over 20 shearlets, of Gaussian mixtures of the filter
+    responses. White noise of level sigma widens the components of filter k to the variance
+    `spread^2 + xi_k^2 sigma^2`. This is exact for filters that pass disjoint bands with the constant gain xi_k; the
+    rule for others is a choice:
 
-    - "published": xi_k is the greatest gain of the filter before its factor gamma_k. The published weights learnt with
-      it up to sigma 0.4; beyond, the shearlets, which overlap sixfold, pull sixfold, and nothing acts on the mean.
-    - "tight": the shearlets are scaled to the same greatest gain, and divided by the root of their summed power, that
-      of a low-pass filter included: at high noise they share every frequency out exactly. The low-pass filter has no
-      numbers of its own: what it passes is Gaussian, of the power 1 / frequency^2 of images.
+    - "published": xi_k is the greatest gain of the filter before its factor gamma_k, and the real and the imaginary
+      part of an image count as independent images. The published weights learnt with it up to sigma 0.4; beyond, the
+      shearlets, which overlap sixfold, pull sixfold, and nothing acts on the mean.
+    - "tight" differs in four things, at the same number of parameters:
+      The shearlets are scaled to the same greatest gain, and divided by the root of their summed power, that of a
+      low-pass filter included: at high noise they share every frequency out exactly.
+      What the low-pass filter passes, a sixteenth of the noise, is seen by the same experts through the same
+      shearlets, stretched fourfold, and what these leave over once more: edges look alike at all scales. What is left
+      then is Gaussian, of the power 1 / frequency^2 of images.
+      The experts judge the modulus of a complex response: real and imaginary part have their edges at the same places.
+      A response holds only a small part of the noise, of which many overlapping filters each tell. Each expert is
+      therefore raised to a power, its share, and its components widen by `share xi_k^2 sigma^2`: the share is what its
+      response holds of white noise, times a constant. That is sharp enough to tell an edge from noise, and together
+      still exact for Gaussian experts, at every level.
 
-    A response holds only a small part of the noise, of which twenty overlapping filters each tell. A tight model
-    therefore raises each expert to the power `share` and widens its components by `share * xi_k^2 sigma^2`, about
-    the noise that its response does hold: sharp enough to tell an edge from noise, and together still exact for
-    Gaussian experts, at every level.
+    Experts that overlap are not independent, so that the score of their product comes out too small at low noise. It is
+    multiplied by `slopes`, one number for each of twelve noise levels, which `calibrate_` measures after a training.
 
-    In evaluation mode the numbers count as constants: filters are kept for the last few image sizes and tables for
-    the last few noise levels. In training a table is made for each distinct level of a batch: share levels between
-    images to save time. Filters wrap around at the borders of a patch, so take large ones (128 and
-    more); the rate that suits is in `recon_core.training.recipes`.
+    In evaluation mode the numbers count as constants: filters and tables are kept for the last few image sizes and
+    noise levels. In training a table is made for each distinct level of a batch: share levels between images to save
+    time. Filters wrap around at the borders of a patch, so take large ones (128 and more); the rate that suits is in
+    `recon_core.training.recipes`.
 
     Args:
         config: of the model.
     """
+
+    slopes: Tensor
 
     def __init__(self, config: PoGMDMConfig) -> None:
         super().__init__()
@@ -127,9 +156,9 @@ class PoGMDM(nn.Module):
         self.fan = nn.Parameter(shearlets.fan_filter().float())
         self.weights = nn.Parameter(experts.student_weights().float().repeat(shearlets.FILTERS, 1))
         # Responses of heads then reach over enough components for their spread to be told from noise.
-        self.gain = nn.Parameter(torch.full((shearlets.FILTERS,), 2.0))
-        self._systems: _Recent[_System] = _Recent(3)
-        self._tables: _Recent[Tables] = _Recent(8)
+        self.gain = nn.Parameter(torch.full((shearlets.FILTERS,), 2.5))
+        self.register_buffer("slopes", torch.ones(_CALIBRATIONS))
+        self._built = ContentCache(_CACHE_BYTES)
 
     def forward(self, image: Tensor, sigma: Tensor) -> Tensor:
         """Mean of the clean images given the noisy ones.
@@ -150,18 +179,12 @@ class PoGMDM(nn.Module):
         """
         system = self._system(image)
         levels, level = torch.unique(sigma, return_inverse=True)
-        variance = self._variance(levels, system)
         spectrum = torch.fft.rfft2(image)
-        response = _responses(spectrum, system, image)
-        if exact:
-            each = variance[level, None, :, None, None]
-            centre = experts.mixture_mean(response, all_weights(self.weights)[:, None, None], each) / each
-        else:
-            centre = self._table(levels, system).look_up(response, level)
-        pulled = self._power_of_experts * torch.einsum("nckyx,kyx->ncyx", torch.fft.rfft2(centre), system.filters)
-        pulled = pulled - self._stiffness(levels, variance, system)[level, None] * spectrum
+        pulled = -_rest_stiffness(levels, system)[level, None] * spectrum
+        for octave in system.octaves:
+            pulled = _plus(pulled, self._pull(_held(spectrum, octave.grid), octave, levels, level, exact), octave.grid)
         score: Tensor = torch.fft.irfft2(pulled, s=image.shape[-2:])
-        return score
+        return self._slope(sigma)[:, None, None, None] * score
 
     def potential(self, image: Tensor, sigma: Tensor) -> Tensor:
         """Negative logarithm of the density of noisy images, `[n]`, but for a constant; by the exact sum.
@@ -170,13 +193,16 @@ class PoGMDM(nn.Module):
             image: `[n, channels, y, x]`.
             sigma: noise level of each, `[n]`.
         """
-        system = self._system(image)
+        system, weights = self._system(image), all_weights(self.weights)[:, None, None]
         spectrum = torch.fft.rfft2(image)
-        variance = self._variance(sigma, system)[:, None, :, None, None]
-        weights = all_weights(self.weights)[:, None, None]
-        energy = experts.potential(_responses(spectrum, system, image), weights, variance).sum((1, 2, 3, 4))
         rest = torch.fft.irfft2(_rest_stiffness(sigma, system)[:, None] * spectrum, s=image.shape[-2:])
-        return self._power_of_experts * energy + 0.5 * torch.sum(rest * image, dim=(1, 2, 3))
+        energy: Tensor = 0.5 * torch.sum(rest * image, dim=(1, 2, 3))
+        for octave in system.octaves:
+            judged, _ = self._judged(octave.responses(_held(spectrum, octave.grid)))
+            variance = _variance(sigma, octave)[:, None, :, None, None]
+            each = experts.potential(judged, weights, variance).sum((1, 3, 4))
+            energy = energy + octave.pixels * (each * octave.share).sum(1)
+        return self._slope(sigma) * energy
 
     def weight(self, sigma: Tensor) -> Tensor:
         """Weight of the squared error that asks equally much of the model at every noise level, `[n]`.
@@ -198,6 +224,34 @@ class PoGMDM(nn.Module):
         self.fan.copy_(self.fan.sign() * _on_simplex(self.fan.abs().flatten()).reshape(self.fan.shape))
         self.gain.clamp_(min=0)
 
+    @torch.no_grad()
+    def calibrate_(self, clean: Tensor, generator: Generator) -> None:
+        """Makes the predicted noise of the right size at every level: the true noise has the slope one against it.
+
+        That holds for the posterior mean (Tweedie's formula), and is the multiple of the score with the least error.
+
+        Args:
+            clean: images `[n, channels, y, x]` on the unit scale.
+            generator: of the noise.
+        """
+        self.slopes.fill_(1.0)
+        found = []
+        lowest, highest = map(math.log10, _CALIBRATED)
+        for level in torch.logspace(lowest, highest, _CALIBRATIONS).tolist():
+            noise = level * torch.randn(clean.shape, generator=generator).to(clean)
+            # One image at a time: the responses to all filters are large.
+            predicted = torch.cat([x - self(x, x.new_tensor([level])) for x in (clean + noise).split(1)])
+            found.append((noise * predicted).sum() / predicted.square().sum())
+        self.slopes.copy_(torch.stack(found))
+
+    def _slope(self, sigma: Tensor) -> Tensor:
+        """Between those of the levels, on a logarithmic scale."""
+        lowest, highest = map(math.log, _CALIBRATED)
+        place = ((sigma.log() - lowest) / (highest - lowest)).clamp(0, 1) * (_CALIBRATIONS - 1)
+        below = place.long().clamp(max=_CALIBRATIONS - 2)
+        slopes = self.slopes.to(sigma)
+        return torch.lerp(slopes[below], slopes[below + 1], place - below)
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups for `AdaBelief`, with their blocks and the paper's ratio of rates, for the rate one."""
         return [
@@ -207,70 +261,144 @@ class PoGMDM(nn.Module):
             {"params": [self.fan], "block": (0, 1), "lr": 0.5},
         ]
 
+    def _pull(self, spectrum: Tensor, octave: _Octave, levels: Tensor, level: Tensor, exact: bool) -> Tensor:
+        """What the experts of one octave add to the spectrum of the score, on its grid."""
+        variance = _variance(levels, octave)
+        judged, direction = self._judged(octave.responses(spectrum))
+        if exact:
+            each = variance[level, None, :, None, None]
+            centre = experts.mixture_mean(judged, all_weights(self.weights)[:, None, None], each) / each
+        else:
+            centre = self._table(levels, octave).look_up(judged, level)
+        centre = centre * octave.share[:, None, None]
+        stiffness = torch.einsum("lk,kyx->lyx", octave.share / variance, octave.power)
+        return octave.pull(centre if direction is None else centre * direction) - stiffness[level, None] * spectrum
+
+    def _judged(self, response: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the experts look at, and what turns their slopes into slopes at the responses."""
+        if self.config.diffusion == "published":
+            return response, None
+        modulus = (response.square().sum(1, keepdim=True) + _LEAST_SQUARE).sqrt()
+        return modulus, response / modulus
+
     def _system(self, image: Tensor) -> _System:
         size = (image.shape[-2], image.shape[-1])
+        return self._kept(size, lambda: self._built_system(size))
+
+    def _table(self, levels: Tensor, octave: _Octave) -> Tables:
+        nodes = _NODES_IN_TRAINING if self.training else _NODES
+        variance = _variance(levels, octave)
+        return self._kept((variance, nodes), lambda: Tables.build(all_weights(self.weights), variance, nodes))
+
+    def _kept(self, key: tuple[Any, ...], build: Callable[[], BuiltT]) -> BuiltT:
+        """What is built from the numbers as they are now; they are few, so that they are looked at every time."""
         if self.training:
-            return self._built(size)
-        return self._systems.get((size, self._state()), lambda: self._built(size))
+            return build()
 
-    def _table(self, levels: Tensor, system: _System) -> Tables:
-        def built(nodes: int) -> Tables:
-            return Tables.build(all_weights(self.weights), self._variance(levels, system), nodes)
+        def constant() -> BuiltT:
+            # Tensors of inference mode would break a later call that is differentiated.
+            with torch.inference_mode(False), torch.no_grad():
+                return build()
 
-        if self.training:
-            return built(_NODES_IN_TRAINING)
-        return self._tables.get((tuple(levels.tolist()), self._state()), lambda: built(_NODES))
+        return self._built.get(content_key(key, *self.parameters()), constant)
 
-    def _state(self) -> Hashable:
-        """Differs whenever the numbers do: they are few, and versions of tensors are not counted in inference mode."""
-        numbers = torch.cat([parameter.detach().flatten() for parameter in self.parameters()])
-        return numbers.device, numbers.dtype, tuple(numbers.tolist())
-
-    def _built(self, size: tuple[int, int]) -> _System:
-        filters = shearlets.spectra(self.low_pass, self.fan, size)
-        greatest = shearlets.spectra(self.low_pass, self.fan, _GRID).abs().flatten(1).amax(1)
-        power = _power(size, greatest)
+    def _built_system(self, size: tuple[int, int]) -> _System:
+        greatest = self._spectra(Frequencies.of(_GRID, self.low_pass)).abs().flatten(1).amax(1)
+        power = _power(Frequencies.of(size, greatest))
         if self.config.diffusion == "published":
-            filters = filters * self.gain[:, None, None]
-            return _System(filters, filters.abs() ** 2, greatest, torch.zeros_like(power), power)
-        filters = filters / greatest[:, None, None]
-        rest = shearlets.coarse_spectrum(self.low_pass, size).abs() ** 2
-        total = (filters.abs() ** 2).sum(0) + rest
-        speed = self.gain * greatest
-        filters = filters * (speed[:, None, None] * torch.rsqrt(total))
-        return _System(filters, filters.abs() ** 2, speed, rest / total, power)
+            filters = self._spectra(Frequencies.of(size, greatest)) * self.gain[:, None, None]
+            whole = _Octave(size, 1.0, filters, filters.abs() ** 2, greatest, torch.ones_like(greatest))
+            return _System((whole,), torch.zeros_like(power), power)
+        speed, octaves = self.gain * greatest, []
+        reference, _ = self._tight(_GRID, greatest)
+        banks, rest = self._tight(size, greatest)
+        for stretch, alike, bank in zip(_STRETCHES, reference, banks, strict=True):
+            grid, filters = _grid(size, stretch), speed[:, None, None] * bank
+            share = (_EMPHASIS * _noise_passed(alike, _GRID, _grid(_GRID, stretch))).clamp(max=1)
+            pixels = math.prod(size) / math.prod(grid)
+            octaves.append(_Octave(grid, pixels, filters, filters.abs() ** 2, speed, share))
+        return _System(tuple(octaves), rest, power)
 
-    def _variance(self, levels: Tensor, system: _System) -> Tensor:
-        """Of the components at each noise level, `[levels, filters]`."""
-        return SPREAD**2 + self._power_of_experts * levels[:, None] ** 2 * system.speed**2
+    def _tight(self, size: tuple[int, int], greatest: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Filters of every stretch, and the power of the low-pass filter with which they pass all frequencies alike."""
+        banks = []
+        for stretch in _STRETCHES:
+            frequencies = Frequencies.of(size, greatest, _grid(size, stretch))
+            bank = self._spectra(frequencies * stretch) / greatest[:, None, None]
+            banks.append(bank * self._left_over(frequencies, stretch))
+        rest = self._left_over(Frequencies.of(size, greatest), math.inf).abs() ** 2
+        total = rest
+        for stretch, bank in zip(_STRETCHES, banks, strict=True):
+            total = _plus(total, (bank.abs() ** 2).sum(0), _grid(size, stretch))
+        scale = total.rsqrt()
+        banks = [bank * _held(scale, _grid(size, stretch)) for stretch, bank in zip(_STRETCHES, banks, strict=True)]
+        return banks, rest / total
 
-    def _stiffness(self, levels: Tensor, variance: Tensor, system: _System) -> Tensor:
-        """What the score takes of every frequency, `[levels, y, x // 2 + 1]`: the linear part of all experts."""
-        shearlets_alone = self._power_of_experts * torch.einsum("lk,kyx->lyx", 1 / variance, system.power)
-        return shearlets_alone + _rest_stiffness(levels, system)
+    def _spectra(self, frequencies: Frequencies) -> Tensor:
+        return shearlets.spectra(self.low_pass, self.fan, frequencies)
 
-    @property
-    def _power_of_experts(self) -> float:
-        return self.config.share if self.config.diffusion == "tight" else 1.0
+    def _left_over(self, frequencies: Frequencies, stretch: float) -> Tensor:
+        """What all octaves before this stretch pass on, `[y, x // 2 + 1]`."""
+        passed = torch.ones(1, 1, dtype=self.low_pass.dtype, device=self.low_pass.device)
+        for finer in (s for s in _STRETCHES if s < stretch):
+            passed = passed * shearlets.coarse_spectrum(self.low_pass, frequencies * finer)
+        return passed
 
 
-def _responses(spectrum: Tensor, system: _System, image: Tensor) -> Tensor:
-    """Of all filters, `[n, channels, 20, y, x]`."""
-    responses: Tensor = torch.fft.irfft2(spectrum[:, :, None] * system.filters.conj(), s=image.shape[-2:])
-    return responses
+def _variance(levels: Tensor, octave: _Octave) -> Tensor:
+    """Of the components at each noise level, `[levels, filters]`."""
+    return SPREAD**2 + octave.share * levels[:, None] ** 2 * octave.speed**2
 
 
 def _rest_stiffness(levels: Tensor, system: _System) -> Tensor:
-    """The same of the low-pass filter's Gaussian alone."""
+    """What the Gaussian of the low-pass filter takes of every frequency, `[levels, y, x // 2 + 1]`."""
     return system.rest / (levels[:, None, None] ** 2 + system.rest_variance)
 
 
-def _power(size: tuple[int, int], like: Tensor) -> Tensor:
-    """Mean power of images at the frequencies of `rfft2`, `[y, x // 2 + 1]`."""
-    along_y = 2 * math.pi * torch.fft.fftfreq(size[0], dtype=like.dtype, device=like.device)
-    along_x = 2 * math.pi * torch.fft.rfftfreq(size[1], dtype=like.dtype, device=like.device)
-    square: Tensor = along_y[:, None] ** 2 + along_x**2 + _LEAST_FREQUENCY**2
+def _power(frequencies: Frequencies) -> Tensor:
+    """Mean power of images, `[y, x // 2 + 1]`."""
+    square: Tensor = frequencies.along_y[:, None] ** 2 + frequencies.along_x**2 + _LEAST_FREQUENCY**2
     return _POWER * square.reciprocal()
+
+
+def _noise_passed(bank: Tensor, size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """Part of white noise that each filter passes, `[20]`: the energy of its impulse response."""
+    energy: Tensor = torch.fft.irfft2(bank, s=grid).square().sum((-2, -1))
+    return energy * (math.prod(grid) / math.prod(size))
+
+
+def _grid(size: tuple[int, int], stretch: int) -> tuple[int, int]:
+    """That holds what the low-pass filter before a stretch passes: up to two fourths of `pi / stretch`."""
+    if stretch == 1:
+        return size
+    return min(size[0], 2 * -(-size[0] // stretch)), min(size[1], 2 * -(-size[1] // stretch))
+
+
+def _held(spectrum: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The frequencies of `rfft2` that a coarser grid holds; its highest ones, of two signs each, are left at zero."""
+    shape = (grid[0], grid[1] // 2 + 1)
+    if spectrum.shape[-2:] == shape:
+        return spectrum
+    held = spectrum.new_zeros(*spectrum.shape[:-2], *shape)
+    rows, columns = _common(grid)
+    held[..., rows, columns] = spectrum[..., rows, columns]
+    return held
+
+
+def _plus(spectrum: Tensor, part: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The sum with a spectrum on a coarser grid."""
+    if spectrum.shape[-2:] == part.shape[-2:]:
+        return spectrum + part
+    rows, columns = _common(grid)
+    total = spectrum.clone()
+    total[..., rows, columns] += part[..., rows, columns]
+    return total
+
+
+def _common(grid: tuple[int, int]) -> tuple[Tensor, slice]:
+    """Rows and columns of the frequencies of `rfft2` that a coarser grid and a finer one both hold."""
+    highest_y, highest_x = ((n - 1) // 2 for n in grid)
+    return torch.arange(-highest_y, highest_y + 1), slice(highest_x + 1)
 
 
 def _on_simplex(values: Tensor) -> Tensor:

@@ -42,7 +42,8 @@ def load_pogmdm(path: str | Path, device: torch.device | str = "cpu") -> Prior:
     _check(tensors, str(path))
     model = PoGMDM(PoGMDMConfig("published"))
     learnt = {"weights": "w.w", "gain": "lamda", "low_pass": "h", "fan": "P"}
-    model.load_state_dict({name: tensors[key][: len(model.get_parameter(name))] for name, key in learnt.items()})
+    numbers = {name: tensors[key][: len(model.get_parameter(name))] for name, key in learnt.items()}
+    model.load_state_dict(model.state_dict() | numbers)
     model.to(device).eval().requires_grad_(False)
     return Prior(model, Convention("maximum", lowest=0.005, highest=0.4), f"pogmdm:{path}")
 

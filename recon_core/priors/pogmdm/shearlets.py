@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -44,8 +45,31 @@ def fan_filter() -> Tensor:
     return fan / fan.abs().sum()
 
 
-def spectra(low_pass: Tensor, fan: Tensor, size: tuple[int, int]) -> Tensor:
-    """Frequency responses of the shearlets on a periodic grid of pixels.
+@dataclass(frozen=True)
+class Frequencies:
+    """Angular frequencies, in radians per pixel, at the points of `torch.fft.rfft2`.
+
+    Args:
+        along_y: of the rows.
+        along_x: of the columns, `[x // 2 + 1]`.
+    """
+
+    along_y: Tensor
+    along_x: Tensor
+
+    @staticmethod
+    def of(size: tuple[int, int], like: Tensor, grid: tuple[int, int] | None = None) -> Frequencies:
+        """Of an image of `(y, x)` pixels; those alone that a coarser grid of the same extent can hold, if given."""
+        (rows, columns), options = grid or size, {"dtype": like.dtype, "device": like.device}
+        along_y = 2 * math.pi * rows / size[0] * torch.fft.fftfreq(rows, **options)
+        return Frequencies(along_y, 2 * math.pi * columns / size[1] * torch.fft.rfftfreq(columns, **options))
+
+    def __mul__(self, factor: float) -> Frequencies:
+        return Frequencies(factor * self.along_y, factor * self.along_x)
+
+
+def spectra(low_pass: Tensor, fan: Tensor, frequencies: Frequencies) -> Tensor:
+    """Frequency responses of the shearlets.
 
     Two cones of two scales (the coarse one first) of five shears. A shearlet is the product of a wavelet along the
     columns, at one of two scales, and the fan, stretched fourfold along the rows and smoothed, which is sheared on a
@@ -57,25 +81,20 @@ def spectra(low_pass: Tensor, fan: Tensor, size: tuple[int, int]) -> Tensor:
     Args:
         low_pass: taps h, `[9]`.
         fan: directional filter P, `[17, 17]`.
-        size: of the image, `(y, x)`.
+        frequencies: where.
 
     Returns:
-        Complex `[20, y, x // 2 + 1]`, at the frequencies of `torch.fft.rfft2`.
+        Complex `[20, y, x // 2 + 1]`.
     """
-    options = {"dtype": low_pass.dtype, "device": low_pass.device}
-    along_y = 2 * math.pi * torch.fft.fftfreq(size[0], **options)
-    along_x = 2 * math.pi * torch.fft.rfftfreq(size[1], **options)
-    first, second = _cone(low_pass, fan, along_y, along_x), _cone(low_pass, fan, along_x, along_y)
+    first = _cone(low_pass, fan, frequencies.along_y, frequencies.along_x)
+    second = _cone(low_pass, fan, frequencies.along_x, frequencies.along_y)
     return torch.cat([first, second.mT])
 
 
-def coarse_spectrum(low_pass: Tensor, size: tuple[int, int]) -> Tensor:
+def coarse_spectrum(low_pass: Tensor, frequencies: Frequencies) -> Tensor:
     """Frequency response `[y, x // 2 + 1]` of what the two scales leave over: the low-pass filter of both scales."""
-    options = {"dtype": low_pass.dtype, "device": low_pass.device}
     taps = _coarser(low_pass, low_pass)
-    along_y = _response(taps, 2 * math.pi * torch.fft.fftfreq(size[0], **options))
-    along_x = _response(taps, 2 * math.pi * torch.fft.rfftfreq(size[1], **options))
-    return along_y[:, None] * along_x
+    return _response(taps, frequencies.along_y)[:, None] * _response(taps, frequencies.along_x)
 
 
 def _cone(low_pass: Tensor, fan: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
