@@ -98,7 +98,9 @@ class LinearProblem:
         ]
         return self._unit * torch.stack(drawn)
 
-    def tempered(self, centre: Tensor, level: float, start: Tensor, iterations: int, tolerance: float = 1e-4) -> Tensor:
+    def tempered(
+        self, centre: Tensor, level: float, start: Tensor | None, iterations: int, tolerance: float = 1e-4
+    ) -> Tensor:
         """Mean of the images given the data, if the prior were a Gaussian about a centre.
 
         Solves `(unit^2 A^H A + 1 / (2 level^2)) x = unit A^H y + centre / (2 level^2)`.
