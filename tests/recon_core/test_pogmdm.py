@@ -27,6 +27,11 @@ def _model(rule="tight", seed=0):
     return network
 
 
+def _first():
+    """A model as a training starts with it, in double precision."""
+    return PoGMDM(PoGMDMConfig()).double().eval().requires_grad_(False)
+
+
 def _noisy(shape, sigma, seed=1):
     generator = torch.Generator().manual_seed(seed)
     clean = smooth_head(64).real.double()[..., : shape[-2], : shape[-1]]
@@ -163,7 +168,7 @@ def test_at_the_highest_noise_it_beats_silence_and_the_mean():
     clean, sigma = smooth_head(64).real.double(), torch.full((20,), 10.0, dtype=torch.float64)
     noise = torch.randn(20, 1, 64, 64, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     noisy = clean + 10 * noise
-    network = PoGMDM(PoGMDMConfig()).double().eval().requires_grad_(False)
+    network = _first()
     error = (network(noisy, sigma) - clean).square().mean()
     assert error < (noisy.mean((2, 3), keepdim=True) - clean).square().mean()
     assert error < clean.square().mean()
@@ -194,7 +199,7 @@ def test_transposing_the_image_transposes_the_result_if_both_cones_are_alike():
 
 def test_a_calibrated_model_predicts_noise_of_the_right_size():
     """Between its levels too, and at the ends its slope stays; the potential goes along."""
-    network, clean = _model(), smooth_head(64).real.double().expand(6, 1, 64, 64)
+    network, clean = _first(), smooth_head(64).real.double().expand(6, 1, 64, 64)
     before = network.potential(clean[:1], clean.new_tensor([0.1]))
     network.calibrate_(clean, torch.Generator().manual_seed(1))
     assert network.slopes.sub(1).abs().max() > 0.05

@@ -34,7 +34,7 @@ _LEAST_SQUARE = 1e-12
 
 # Noise levels at which the size of the score is corrected.
 _CALIBRATED = (0.005, 10.0)
-_CALIBRATIONS = 12
+_CALIBRATIONS = 23
 
 # Power per pixel and real channel of heads of maximum one: 0.03 / frequency^2 (radians per pixel), finite at zero.
 _POWER = 0.03
@@ -136,7 +136,7 @@ class PoGMDM(nn.Module):
       still exact for Gaussian experts, at every level.
 
     Experts that overlap are not independent, so that the score of their product comes out too small at low noise. It is
-    multiplied by `slopes`, one number for each of twelve noise levels, which `calibrate_` measures after a training.
+    multiplied by `slopes`, one number for each of 23 noise levels, which `calibrate_` measures after a training.
 
     In evaluation mode the numbers count as constants: filters and tables are kept for the last few image sizes and
     noise levels. In training a table is made for each distinct level of a batch: share levels between images to save
