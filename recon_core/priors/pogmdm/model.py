@@ -198,7 +198,7 @@ class PoGMDM(nn.Module):
         rest = torch.fft.irfft2(_rest_stiffness(sigma, system)[:, None] * spectrum, s=image.shape[-2:])
         energy: Tensor = 0.5 * torch.sum(rest * image, dim=(1, 2, 3))
         for octave in system.octaves:
-            judged, _ = self._judged(octave.responses(_held(spectrum, octave.grid)))
+            judged = self._judged(octave.responses(_held(spectrum, octave.grid)))
             variance = _variance(sigma, octave)[:, None, :, None, None]
             each = experts.potential(judged, weights, variance).sum((1, 3, 4))
             energy = energy + octave.pixels * (each * octave.share).sum(1)
@@ -263,23 +263,24 @@ class PoGMDM(nn.Module):
 
     def _pull(self, spectrum: Tensor, octave: _Octave, levels: Tensor, level: Tensor, exact: bool) -> Tensor:
         """What the experts of one octave add to the spectrum of the score, on its grid."""
-        variance = _variance(levels, octave)
-        judged, direction = self._judged(octave.responses(spectrum))
+        variance, response = _variance(levels, octave), octave.responses(spectrum)
+        judged = self._judged(response)
         if exact:
             each = variance[level, None, :, None, None]
             centre = experts.mixture_mean(judged, all_weights(self.weights)[:, None, None], each) / each
         else:
             centre = self._table(levels, octave).look_up(judged, level)
         centre = centre * octave.share[:, None, None]
+        if judged is not response:  # the slope at a modulus points along the response
+            centre = centre / judged * response
         stiffness = torch.einsum("lk,kyx->lyx", octave.share / variance, octave.power)
-        return octave.pull(centre if direction is None else centre * direction) - stiffness[level, None] * spectrum
+        return octave.pull(centre) - stiffness[level, None] * spectrum
 
-    def _judged(self, response: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the experts look at, and what turns their slopes into slopes at the responses."""
+    def _judged(self, response: Tensor) -> Tensor:
+        """What the experts look at: responses, or moduli `[n, 1, 20, y, x]` of all channels."""
         if self.config.diffusion == "published":
-            return response, None
-        modulus = (response.square().sum(1, keepdim=True) + _LEAST_SQUARE).sqrt()
-        return modulus, response / modulus
+            return response
+        return (response.square().sum(1, keepdim=True) + _LEAST_SQUARE).sqrt()
 
     def _system(self, image: Tensor) -> _System:
         size = (image.shape[-2], image.shape[-1])
