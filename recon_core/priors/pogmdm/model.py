@@ -87,8 +87,8 @@ class _Octave:
 
     def pull(self, slope: Tensor) -> Tensor:
         """Spectrum on the grid of what slopes at the responses pull the image by."""
-        spectrum: Tensor = torch.einsum("nckyx,kyx->ncyx", torch.fft.rfft2(slope), self.pixels * self.filters)
-        return spectrum
+        # Several times faster than einsum, which would copy all spectra to another order.
+        return (torch.fft.rfft2(slope) * (self.pixels * self.filters)).sum(2)
 
 
 @dataclass(frozen=True)
