@@ -17,7 +17,7 @@ import ismrmrd
 import torch
 
 from gadgets.property import Property
-from recon_core.cache import ContentCache
+from recon_core.cache import ContentCache, content_key
 
 ItemT = TypeVar("ItemT")
 Header: TypeAlias = ismrmrd.xsd.ismrmrdHeader
@@ -41,6 +41,7 @@ class Session:
         tell: says something to the person at the client (and to the log).
         history: what was decided for the whole session, one line each; ends up in the history of every frame.
         cache: of what is costly to build, by content; outlives the session where its site keeps one.
+        require_client: raises when the client is gone; asked now and then by a gadget that computes for long.
     """
 
     header: Header
@@ -50,9 +51,12 @@ class Session:
     tell: Callable[[str], None] = log.info
     history: list[str] = field(default_factory=list)
     cache: ContentCache = field(default_factory=lambda: ContentCache(CACHE_BYTES))
+    require_client: Callable[[], object] = lambda: None
 
-    def __post_init__(self) -> None:
-        self.generator = torch.Generator(device=self.device).manual_seed(self.seed)
+    def generator(self, *purpose: str | int) -> torch.Generator:
+        """A source of random draws that depends on the seed and on what it is for, not on what was drawn before."""
+        digest = content_key("draws", self.seed, *purpose)
+        return torch.Generator(device=self.device).manual_seed(int.from_bytes(digest[:8], "big"))
 
 
 class Gadget(Generic[ItemT]):

@@ -18,7 +18,7 @@ import ismrmrd
 from gadgets.frame import Frame
 from gadgets.gadget import Gadget, Session
 from pipelines.definition import ALL_OUTPUTS
-from pipelines.errors import GadgetError
+from pipelines.errors import GadgetError, WireError
 
 log = logging.getLogger("spinstream")
 
@@ -63,6 +63,7 @@ class Chain:
 
         Raises:
             GadgetError: a gadget failed; says which, and on what.
+            WireError: the client is gone.
         """
         for item in items:
             yield from self._push(item, 0)
@@ -105,6 +106,8 @@ class Chain:
                 result = next(results)
             except StopIteration:
                 return
+            except WireError:  # the client's doing, met while the gadget told it something
+                raise
             except Exception as error:
                 raise _failure(gadget, what, error) from error
             finally:

@@ -68,7 +68,13 @@ class Site:
         return torch.device("cuda" if available and self.device != "cpu" else "cpu")
 
 
-def open_chain(definition: Definition, header: Header, site: Site, tell: Callable[[str], None]) -> Chain:
+def open_chain(
+    definition: Definition,
+    header: Header,
+    site: Site,
+    tell: Callable[[str], None],
+    require_client: Callable[[], object] = lambda: None,
+) -> Chain:
     """A chain for one session.
 
     Args:
@@ -76,6 +82,7 @@ def open_chain(definition: Definition, header: Header, site: Site, tell: Callabl
         header: of the measurement; see `read_header`.
         site: of this machine.
         tell: takes what gadgets say to the person at the client.
+        require_client: raises when the client is gone.
 
     Raises:
         PipelineError: the definition cannot run.
@@ -89,6 +96,7 @@ def open_chain(definition: Definition, header: Header, site: Site, tell: Callabl
         state_folder=site.state_folder,
         tell=tell,
         cache=site.cache,
+        require_client=require_client,
     )
     log.info("pipeline %s on %s, seed %d", definition.name, session.device, session.seed)
     return Chain(gadgets, session, definition.outputs)

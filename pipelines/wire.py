@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import select
 import socket
 import struct
 import threading
@@ -182,6 +183,22 @@ class Connection:
             self._write(MessageId.CLOSE)
         else:
             self._send_text(message)
+
+    def peer_has_ended(self) -> bool:
+        """Whether the peer has ended its side; it may still read. What it sent before that must have been received.
+
+        Raises:
+            PeerVanished: both sides have ended. Of a peer that closed its socket, this shows once something was sent.
+        """
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        events = dict(poll.poll(0)).get(self._socket.fileno(), 0)
+        if events & ~select.POLLIN:
+            raise PeerVanished("the peer is gone")
+        try:
+            return bool(events) and not self._socket.recv(1, socket.MSG_PEEK)
+        except OSError as error:
+            raise PeerVanished(f"the peer is gone: {error.strerror or error}") from error
 
     def __enter__(self) -> Connection:
         return self

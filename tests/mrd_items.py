@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import ismrmrd
 import numpy as np
 
@@ -69,13 +71,25 @@ class ToImage(Gadget[ismrmrd.Acquisition]):
         yield ismrmrd.Image.from_array(array, acquisition=item, transpose=False, image_index=item.scan_counter + 1)
 
 
+class Long(Gadget[ismrmrd.Acquisition]):
+    """Computes for half a minute at each acquisition, as long as the client stays; yields it as it begins."""
+
+    takes = ismrmrd.Acquisition
+
+    def take(self, item):
+        yield item
+        for _ in range(1500):
+            self.session.require_client()
+            time.sleep(0.02)
+
+
 class Pass(Gadget[Frame]):
     """Takes frames, of which there are none."""
 
     takes = Frame
 
 
-REGISTRY = {"Count": Count, "Fail": Fail, "ToImage": ToImage, "Pass": Pass}
+REGISTRY = {"Count": Count, "Fail": Fail, "ToImage": ToImage, "Long": Long, "Pass": Pass}
 
 
 def configuration(*gadgets: str) -> str:

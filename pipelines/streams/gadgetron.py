@@ -45,9 +45,10 @@ def _run(parent: ParentConnection) -> None:
     from pipelines.wire import Connection
 
     definition = parse_child_configuration(parent.raw_bytes.config)
-    chain = open_chain(definition, read_header(_header(parent.raw_bytes.header)), Site(), log.info)
     connection = Connection(parent.socket.socket)
     receiver = Receiver(connection, BUFFER_BYTES, log.info)
+    header = read_header(_header(parent.raw_bytes.header))
+    chain = open_chain(definition, header, Site(), log.info, receiver.peer_has_ended)
     for item in chain.run(receiver.following(connection.receive())):
         connection.send(item)
     log.info("times: %s", chain.report())

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import ismrmrd
 
-from pipelines.errors import MalformedMessage, RemoteError
+from pipelines.errors import MalformedMessage, PeerVanished, RemoteError
 from pipelines.streams.buffer import ItemBuffer
 from pipelines.wire import Close, Connection, ErrorText, Message, Text, describe
 
@@ -28,6 +28,7 @@ class Receiver:
         self._buffer = ItemBuffer(limit)
         self._on_text = on_text
         self._thread: threading.Thread | None = None
+        self._vanished: PeerVanished | None = None
 
     def following(self, first: Message) -> Iterator[object]:
         """The data messages from `first` on, up to the close.
@@ -38,6 +39,16 @@ class Receiver:
         self._thread = threading.Thread(target=self._receive, args=(first,), daemon=True)
         self._thread.start()
         yield from self._buffer
+
+    def peer_has_ended(self) -> bool:
+        """Whether the peer has ended its side after its close; it may still read.
+
+        Raises:
+            PeerVanished: it is gone, though what it sent before may still wait here.
+        """
+        if self._vanished is not None:
+            raise self._vanished
+        return self._connection.peer_has_ended()
 
     def stop(self, seconds: float) -> None:
         """Drops what is held and waits for the peer to finish what it is sending; cuts it off after that time."""
@@ -55,6 +66,9 @@ class Receiver:
                 self._accept(message)
                 message = self._connection.receive()
             self._buffer.end()
+        except PeerVanished as error:
+            self._vanished = error
+            self._buffer.end(error)
         except Exception as error:  # crosses to the working thread, which raises it
             self._buffer.end(error)
 

@@ -105,6 +105,7 @@ class ServerSession:
 
     def __post_init__(self) -> None:
         self.receiver = Receiver(self.connection, self.limits.buffer_bytes, self._note_text)
+        self._silence_told = False
 
     def run(self) -> None:
         """Serves the client; whatever goes wrong is told to the client, logged, and ends here."""
@@ -147,7 +148,7 @@ class ServerSession:
         if isinstance(first, Text) and (parameters := fire_parameters(first.text)) is not None:
             definition = self._apply(definition, parameters)
             first = self.connection.receive()
-        chain = open_chain(definition, header, self.site, self._tell)
+        chain = open_chain(definition, header, self.site, self._tell, self._require_client)
         images = 0
         for item in chain.run(self.receiver.following(first)):
             self.connection.send(item)
@@ -180,6 +181,12 @@ class ServerSession:
     def _tell(self, text: str) -> None:
         log.info("session %d: %s", self.number, text)
         self.connection.send(Text(f"{NOTE}{text}\n"))  # C++ clients print it as it is
+
+    def _require_client(self) -> None:
+        if self.receiver.peer_has_ended() and not self._silence_told:
+            # It may still read. If it has closed its socket, the answer to this shows at the next call.
+            self._silence_told = True
+            self._tell("the client sends no more; images still follow")
 
     def _note_text(self, text: str) -> None:
         log.info("session %d: the client says: %s", self.number, text)

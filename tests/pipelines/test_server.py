@@ -236,13 +236,45 @@ def test_a_client_that_vanishes_ends_only_its_own_session(address):
         connection.send(TO_IMAGE)
         connection.send(HEADER)
         with socket.create_connection(address) as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             sock.sendall(packed(2, configuration("ToImage").encode()) + packed(3, HEADER_XML.encode()) + ACQUISITION)
         connection.send(acquisition(6))
         assert connection.receive().image_index == 7
         connection.send(Close())
         while not isinstance(connection.receive(), Close):
             pass
+
+
+RESET = struct.pack("ii", 1, 0)
+"""For SO_LINGER: closing resets the connection, as the end of a process with unread data does."""
+
+
+@pytest.mark.parametrize("polite", [True, False], ids=["after its close", "before its close"])
+@pytest.mark.parametrize("reset", [True, False], ids=["resets", "ends"])
+def test_a_client_that_leaves_frees_its_worker(start_server, polite, reset):
+    address = start_server(sessions=1)
+    with socket.create_connection(address) as sock, Connection(sock, 5.0) as connection:
+        connection.send(ConfigText(configuration("Long")))
+        connection.send(HEADER)
+        connection.send(acquisition(0))
+        assert isinstance(connection.receive(), ismrmrd.Acquisition)
+        if polite:
+            connection.send(Close())
+        if reset:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    deadline = time.monotonic() + 2
+    while time.monotonic() < deadline:
+        if not texts(converse(address, COUNT, HEADER), ERROR):
+            return
+        time.sleep(0.05)
+    pytest.fail("the gadget computes for a client that is gone")
+
+
+def test_a_client_that_has_sent_all_may_end_its_side_and_wait(address, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds, sleep=time.sleep: sleep(seconds / 100))
+    got = converse(address, ConfigText(configuration("Long")), HEADER, acquisition(0), Close(), close=False)
+    assert texts(got, NOTE)[0] == "the client sends no more; images still follow"
+    assert texts(got, NOTE)[1].startswith("times: Long")
 
 
 def test_many_clients_at_once_get_their_own_images(address):
