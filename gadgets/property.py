@@ -25,8 +25,8 @@ class PropertyError(ValueError):
 class Property(Generic[T]):
     """A typed attribute of a gadget, set from text.
 
-    Declare one with `real`, `integer`, `flag`, `choice`, `text` or `path`. A property whose default is None also
-    takes the word "auto", and its meaning says what is then done.
+    Declare one with `real`, `integer`, `flag`, `choice`, `text`, `path` or `known_or_path`. A property whose default is
+    None also takes the word "auto", and its meaning says what is then done.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Property(Generic[T]):
             "flag": "true or false",
             "choice": "one of " + ", ".join(self.choices),
             "text": "text",
-            "path": "a path",
+            "path": ", ".join([*self.choices, "or a path"]) if self.choices else "a path",
         }[self.kind]
         if self.low is not None and self.high is not None:
             words += f" from {self.low:g} to {self.high:g}"
@@ -97,6 +97,10 @@ class Property(Generic[T]):
         if self.unit:
             words += f" in {self.unit}"
         return words + (f', or "{AUTO}"' if self.default is None else "")
+
+    def is_of_this_machine(self, text: str) -> bool:
+        """Whether `text` is a path, which only this machine's own user may set."""
+        return self.kind == "path" and text.strip() not in self.choices
 
     @property
     def default_text(self) -> str:
@@ -190,3 +194,14 @@ def path(default: None, meaning: str) -> Property[Path | None]:
         return Path(word).expanduser()
 
     return Property("path", default, meaning, read)
+
+
+def known_or_path(default: str, known: Sequence[str], meaning: str) -> Property[str]:
+    """One of the names that come with the program, or what names a file of this machine. The network may set names."""
+
+    def read(word: str) -> str:
+        if not word:
+            raise ValueError(word)
+        return word
+
+    return Property("path", default, meaning, read, choices=known)

@@ -311,6 +311,10 @@ def _read_setting(name: str, setting: Setting, declared: Mapping[str, Property[A
     if name not in declared:
         listing = ", ".join(declared) or "none"
         raise PropertyError(f"there is no such property{nearest(name, declared)} (there are: {listing})")
-    if declared[name].kind == "path" and not setting.local:
-        raise PropertyError("a path can only be set in a pipeline file of this machine, not over the network")
+    if not setting.local and declared[name].is_of_this_machine(setting.text):
+        known = declared[name].choices
+        raise PropertyError(
+            "a path can only be set in a pipeline file of this machine, not over the network"
+            + (f" (names that can: {', '.join(known)})" if known else "")
+        )
     return declared[name].parse(setting.text)

@@ -1,6 +1,6 @@
 import pytest
 
-from gadgets.property import Property, PropertyError, choice, flag, integer, path, real, text
+from gadgets.property import Property, PropertyError, choice, flag, integer, known_or_path, path, real, text
 
 EVERY_KIND = [
     (real(0.5, "weight", unit="Hz", low=0, high=1), "a number from 0 to 1 in Hz", "0.5"),
@@ -10,6 +10,7 @@ EVERY_KIND = [
     (choice("a", ["a", "b"], "which"), "one of a, b", "a"),
     (text("x", "what"), "text", "x"),
     (path(None, "where"), 'a path, or "auto"', "auto"),
+    (known_or_path("a", ["a", "b"], "which"), "a, b, or a path", "a"),
 ]
 
 
