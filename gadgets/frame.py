@@ -119,7 +119,7 @@ class SeriesImage:
     """One image that shall leave as part of a series.
 
     Attributes:
-        kind: which series: "image", "preview" or "field_map".
+        kind: which series: "image", "preview", "field_map" or "deviation".
         data: complex or real `[*frame.space.shape]`, on the encoded grid.
         frame: what it was made from (geometry, counters, history).
     """

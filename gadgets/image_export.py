@@ -43,6 +43,13 @@ SERIES = {
     "image": Series(1, "image", "reconstruction"),
     "preview": Series(2, "preview", "quick look at the same data, not for diagnosis"),
     "field_map": Series(3, "field map", "off-resonance in Hz, signal ~ exp(-2 pi i psi t)", role="Quantitative"),
+    "deviation": Series(
+        4,
+        "deviation",
+        "standard deviation of the complex image among samples of the posterior, in the units of the image, which are "
+        "its pixels divided by its ImageScaleFactor",
+        role="Quantitative",
+    ),
 }
 
 

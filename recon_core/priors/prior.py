@@ -73,6 +73,13 @@ class Prior:
         self.convention = convention
         self.name = name
 
+    @property
+    def nbytes(self) -> int:
+        """Memory held by the weights of a network."""
+        if not isinstance(self.denoiser, nn.Module):
+            return 0
+        return sum(tensor.nbytes for tensor in (*self.denoiser.parameters(), *self.denoiser.buffers()))
+
     def denoise(self, image: Tensor, sigma: float | Tensor) -> Tensor:
         """Mean of the clean images given noisy ones.
 

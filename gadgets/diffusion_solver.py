@@ -1,0 +1,94 @@
+"""The image that the data and a diffusion prior allow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from gadgets.gadget import Session
+from gadgets.prior import prior_of
+from gadgets.property import choice, integer, known_or_path
+from gadgets.solver import Solver
+from recon_core.operators.linear_model import LinearModel
+from recon_core.priors.library import shipped_priors
+from recon_core.solvers.decomposed_diffusion import decomposed_diffusion
+from recon_core.solvers.linear_problem import LinearProblem
+from recon_core.solvers.preconditioned_langevin import preconditioned_langevin
+from recon_core.solvers.run import Estimate, Run
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to find the image.
+
+    Attributes:
+        solve: its function, of a problem, a prior and a run.
+        settings: what makes it take about so many steps.
+    """
+
+    solve: Callable[..., Estimate]
+    settings: Callable[[int], Mapping[str, int]] = lambda steps: {"steps": steps}
+
+
+def _levels(moves: int) -> Callable[[int], Mapping[str, int]]:
+    """For methods that move so many times at each level."""
+    return lambda steps: {"levels": math.ceil(steps / moves), "steps_per_level": min(steps, moves)}
+
+
+METHODS = {
+    "decomposed_diffusion": Method(decomposed_diffusion),
+    "preconditioned_langevin": Method(preconditioned_langevin, _levels(4)),
+}
+
+
+class DiffusionSolver(Solver):
+    """Finds the image that the data and a prior of such images allow, and how far the data leave it open.
+
+    Several images are drawn; their mean is the image, and their standard deviation leaves as a series of its own. The
+    data have the weight that their noise gives them. With a field map from an earlier gadget, the model holds the
+    off-resonance. What each method does, and its source, stands with its function in `recon_core.solvers`.
+    """
+
+    method = choice("decomposed_diffusion", tuple(METHODS), "how the image is found")
+    prior = known_or_path(
+        "head_unet",
+        tuple(shipped_priors()),
+        "what images look like: a prior that comes with the program (spinstream priors), a .safetensors file of "
+        "spinstream train, or a published checkpoint as ncsnv2:FILE or pogmdm:FILE",
+    )
+    samples = integer(4, "images to draw; of two and more there is a standard deviation", low=1, high=256)
+    steps = integer(
+        0,
+        "of the method, each one question to the prior, rounded to what its noise levels allow; 0 takes as many as the "
+        "method does by itself",
+        low=0,
+        high=100000,
+    )
+
+    def open(self, session: Session) -> None:
+        """Reads the prior.
+
+        Raises:
+            OSError: its file cannot be read.
+            ValueError: there is no such prior.
+        """
+        super().open(session)
+        self._prior = prior_of(self.prior, session)
+
+    @property
+    def _draws(self) -> int:
+        return self.samples
+
+    @property
+    def _what(self) -> str:
+        return f"{self.method} with {self.prior}, {self.samples} samples"
+
+    def _problem(self, model: LinearModel, kspace: Tensor) -> LinearProblem:
+        return LinearProblem.of(model, kspace).scaled_for(self._prior.convention)
+
+    def _estimate(self, problem: LinearProblem, run: Run) -> Estimate:
+        method = METHODS[self.method]
+        return method.solve(problem, self._prior, run, **(method.settings(self.steps) if self.steps else {}))

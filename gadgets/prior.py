@@ -1,0 +1,23 @@
+"""Priors of sessions: read once for each device of a site, and shared from then on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gadgets.gadget import Session
+from recon_core.cache import content_key
+from recon_core.priors.library import load_prior, shipped_priors
+from recon_core.priors.prior import Prior
+
+
+def prior_of(name: str, session: Session) -> Prior:
+    """The prior that a name means (see `load_prior`) on the session's device; a file that changed is read again.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: there is no such prior, or the file does not hold one.
+    """
+    file = shipped_priors().get(name) or Path(name.partition(":")[2] or name)
+    changed = file.stat().st_mtime_ns if file.is_file() else None
+    key = content_key("prior", name, changed, str(session.device))
+    return session.cache.get(key, lambda: load_prior(name, session.device))

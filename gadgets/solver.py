@@ -1,0 +1,200 @@
+"""What the gadgets that solve linear problems have in common: batches of slices, time budget, progress, cancelling."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from gadgets.frame import Frame, Samples, SeriesImage
+from gadgets.gadget import COIL_MAPS, FRAMES, IMAGE, Gadget, Session
+from gadgets.imaging_model import model_of
+from gadgets.property import integer, real
+from recon_core.operators.linear_model import LinearModel
+from recon_core.solvers.linear_problem import LinearProblem
+from recon_core.solvers.run import Budget, Estimate, Run
+
+log = logging.getLogger("spinstream")
+
+SLICES_ON_A_GPU = 8
+
+PROGRESS_SECONDS = 5.0
+"""From one word about the progress to the next."""
+
+
+class Solver(Gadget[Frame]):
+    """Base of gadgets that find the images of frames, of several slices at once where that pays.
+
+    Frames that follow each other are one batch where they have trajectory, times and shape in common, and all a field
+    map or none. Their order is kept. The random draws of a batch depend on the session's seed and on which frame its
+    first one is (slice, contrast, repetition, ...): with one slice per batch, an image does not depend on what came
+    before it.
+    """
+
+    takes = Frame
+    needs = frozenset({FRAMES, COIL_MAPS})
+    adds = frozenset({IMAGE})
+
+    time_budget = real(
+        0.0,
+        "for the steps of each batch; when it is over, the best image so far leaves; 0 sets no limit",
+        unit="seconds",
+        low=0.0,
+    )
+    slices_per_batch = integer(
+        0,
+        f"slices that are solved at once; 0 means one on the CPU and up to {SLICES_ON_A_GPU} on a GPU",
+        low=0,
+        high=256,
+    )
+    off_resonance_error = real(1e-3, "largest relative error of the off-resonance in the model", low=1e-6, high=0.1)
+
+    def open(self, session: Session) -> None:
+        """Forgets the frames of any earlier session."""
+        super().open(session)
+        self._held: list[Frame] = []
+
+    def take(self, item: Frame) -> Iterator[object]:
+        """Yields, once a batch is complete, for each frame its image, its deviation if there is one, and the frame.
+
+        Raises:
+            ValueError: the frame is three-dimensional, or its samples are not finite.
+        """
+        if len(item.space.shape) != 2:
+            matrix = " x ".join(map(str, item.space.shape))
+            raise ValueError(f"solves two-dimensional images, got the matrix {matrix}; CgSense takes three dimensions")
+        if self._held and not _alike(item, self._held[0]):
+            yield from self._release()
+        self._held.append(item)
+        if len(self._held) >= self._batch_size or not _has_signal(item):
+            yield from self._release()
+
+    def finish(self) -> Iterator[object]:
+        """Yields the same of the frames that are still held."""
+        yield from self._release()
+
+    @property
+    def _batch_size(self) -> int:
+        return self.slices_per_batch or (SLICES_ON_A_GPU if self.session.device.type == "cuda" else 1)
+
+    @property
+    def _draws(self) -> int:
+        """How many images are drawn."""
+        return 1
+
+    @property
+    def _what(self) -> str:
+        """What is done, for the history."""
+        raise NotImplementedError
+
+    def _problem(self, model: LinearModel, kspace: Tensor) -> LinearProblem:
+        """On the scale that the method wants."""
+        raise NotImplementedError
+
+    def _estimate(self, problem: LinearProblem, run: Run) -> Estimate:
+        raise NotImplementedError
+
+    def _release(self) -> Iterator[object]:
+        frames, self._held = self._held, []
+        if not frames:
+            return
+        images, deviations = self._solved(frames) if _has_signal(frames[0]) else self._nothing(frames[0])
+        for index, frame in enumerate(frames):
+            log.info("%s: %s", frame.label, frame.history[-1])
+            frame.image = image = images[index]
+            yield SeriesImage("image", image, frame)
+            if deviations is not None:
+                yield SeriesImage("deviation", deviations[index], frame)
+            yield frame
+
+    def _solved(self, frames: Sequence[Frame]) -> tuple[Tensor, Tensor | None]:
+        """Images and deviations `[slice, y, x]` in physical units."""
+        batch = _joined(frames)
+        model = model_of(batch, self.session, self.off_resonance_error)
+        problem = self._problem(model, batch.samples.kspace)
+        name = frames[0].label + (f" and {len(frames) - 1} more" if len(frames) > 1 else "")
+        progress = _Progress(self.session, name, self.time_budget or math.inf)
+        estimate = self._estimate(problem, Run(self.session.generator(*_identity(frames[0])), self._draws, progress))
+        how = f"{self._what}, {estimate.steps} of {estimate.planned} steps in {progress.seconds:.2f} s"
+        if estimate.steps < estimate.planned:
+            how += ", when the time budget was spent"
+        if len(frames) > 1:
+            how += f", {len(frames)} slices at once"
+        for frame, unit in zip(frames, problem.unit.tolist(), strict=True):
+            frame.history += [*batch.history, f"{type(self).__name__}: {how}, unit {unit:.4g}"]
+        unit = problem.unit[:, None, None]
+        return unit * estimate.image, None if estimate.deviation is None else unit * estimate.deviation
+
+    def _nothing(self, frame: Frame) -> tuple[Tensor, Tensor | None]:
+        """Of a frame all of whose samples are zero, which gives no scale to solve on."""
+        note = f"{type(self).__name__}: all samples are zero, and so is the image"
+        frame.history.append(note)
+        self.session.tell(f"{frame.label}: {note}")
+        image = frame.samples.kspace.new_zeros(1, *frame.space.shape)
+        return image, image.real if self._draws > 1 else None
+
+
+class _Progress:
+    """`Run.go_on` of a batch: leaves when the client does, keeps to the budget, and tells how far it is."""
+
+    def __init__(self, session: Session, name: str, budget: float) -> None:
+        self._session = session
+        self._name = name
+        self._began = self._told = time.monotonic()
+        self._budget = Budget(budget)
+
+    def __call__(self, done: int, planned: int) -> bool:
+        self._session.require_client()
+        now = time.monotonic()
+        if now - self._told >= PROGRESS_SECONDS:
+            self._told = now
+            self._session.tell(f"{self._name}: {done} of {planned} steps")
+        return self._budget(done, planned)
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self._began
+
+
+def _has_signal(frame: Frame) -> bool:
+    return bool(frame.samples.kspace.any())
+
+
+def _alike(frame: Frame, other: Frame) -> bool:
+    """Whether two frames can be one batch, of which the other is the first."""
+    samples, others = frame.samples, other.samples
+    return (
+        _has_signal(frame)
+        and frame.space.shape == other.space.shape
+        and samples.kspace.shape == others.kspace.shape
+        and (frame.field_map is None) == (other.field_map is None)
+        and torch.equal(samples.trajectory, others.trajectory)
+        and torch.equal(frame.times, other.times)
+    )
+
+
+def _joined(frames: Sequence[Frame]) -> Frame:
+    """One frame whose k-space, maps and fields have slices first, and no history."""
+    first = frames[0]
+    kspace = torch.stack([frame.samples.kspace for frame in frames])
+    fields = [frame.field_map for frame in frames if frame.field_map is not None]
+    return replace(
+        first,
+        samples=Samples(kspace, first.samples.trajectory),
+        coil_maps=torch.stack([frame.coil_maps for frame in frames if frame.coil_maps is not None]),
+        field_map=torch.stack(fields) if fields else None,
+        history=[],
+    )
+
+
+def _identity(frame: Frame) -> tuple[int, ...]:
+    """Which frame of the measurement it is."""
+    idx = frame.reference.idx
+    counters = idx.slice, idx.contrast, idx.repetition, idx.set, idx.phase, idx.average
+    return frame.reference.encoding_space_ref, *counters
