@@ -2,15 +2,15 @@
 
 import subprocess
 import sys
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 
-import h5py
-import ismrmrd
 import numpy as np
 import pytest
 import torch
 
 from recon_core.metrics import nrmse
+
+from simulated_head import series, whitened_truth
 
 SPINSTREAM = [sys.executable, "-m", "pipelines.cli"]
 
@@ -27,12 +27,6 @@ def server():
         yield process.stdout.readline().split()[-1]
         process.terminate()
         assert process.wait(20) == 0
-
-
-def series(path, index: int) -> list[ismrmrd.Image]:
-    with closing(ismrmrd.Dataset(str(path), "dataset", False)) as dataset:
-        group = f"image_{index}"
-        return [dataset.read_image(group, i) for i in range(dataset.number_of_images(group))]
 
 
 SCANS = {
@@ -60,17 +54,6 @@ def test_simulated_scans_come_back_as_their_truth(tmp_path, scan):
     for image in images:
         found = torch.from_numpy(image.data[0, 0].astype(np.float64))
         assert nrmse(found, expected[image.slice], mask[image.slice]) < LIMITS[scan]
-
-
-def whitened_truth(raw) -> tuple[torch.Tensor, torch.Tensor]:
-    """The magnitude that maps of unit norm give after prewhitening: brighter where the coils receive less noise."""
-    with h5py.File(raw) as file:
-        image, maps, mask, covariance = (
-            torch.from_numpy(file[f"truth/{name}"][()]) for name in ("image", "coil_maps", "mask", "noise_covariance")
-        )
-    whitening = torch.linalg.inv(torch.linalg.cholesky(covariance.to(maps.dtype)))
-    sensitivity = torch.einsum("vc,scyx->svyx", whitening, maps).norm(dim=1)
-    return (image.abs() * sensitivity).double(), mask
 
 
 def test_the_server_and_this_process_give_the_same_pixels(tmp_path):
