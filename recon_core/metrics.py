@@ -48,6 +48,21 @@ def psnr(image: Tensor, reference: Tensor, mask: Tensor | None = None) -> float:
     return 20 * math.log10(peak / error) if error > 0 else math.inf
 
 
+def nmse(image: Tensor, reference: Tensor, mask: Tensor | None = None) -> float:
+    """Squared norm of the error relative to that of the reference, of magnitudes.
+
+    Args:
+        image: of any shape, on the scale of the reference.
+        reference: same shape as the image.
+        mask: where to look; everywhere by default.
+
+    Raises:
+        ValueError: The shapes differ, or the reference is zero.
+    """
+    image, reference = _inside(image.abs(), reference.abs(), mask)
+    return float((image - reference).square().sum()) / _positive(reference.square().sum())
+
+
 def ssim(image: Tensor, reference: Tensor, window: int = 7) -> float:
     """Structural similarity of magnitudes (Wang et al., IEEE Trans Image Process 13:600, 2004).
 
@@ -82,6 +97,48 @@ def ssim(image: Tensor, reference: Tensor, window: int = 7) -> float:
     luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
     structure = (2 * covariance + c2) / (variance_a + variance_b + c2)
     return float((luminance * structure).mean())
+
+
+def error_correlation(image: Tensor, reference: Tensor, deviation: Tensor, mask: Tensor | None = None) -> float:
+    """Pearson correlation of the error of magnitudes with the standard deviation that was predicted for it.
+
+    Args:
+        image: of any shape, on the scale of the reference.
+        reference: same shape as the image.
+        deviation: standard deviation of the image, same shape.
+        mask: where to look; everywhere by default.
+
+    Returns:
+        NaN where the error or the deviation is the same everywhere.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    error, deviation = _inside((image.abs() - reference.abs()).abs(), deviation, mask)
+    return float(torch.corrcoef(torch.stack([error, deviation]))[0, 1])
+
+
+def coverage(
+    image: Tensor, reference: Tensor, deviation: Tensor, mask: Tensor | None = None, level: float = 0.9
+) -> float:
+    """Part of the pixels whose true magnitude lies in the interval about the image that holds `level` of a Gaussian.
+
+    The magnitude of a pixel that is well above its deviation errs by the part of the complex error along its phase:
+    its standard deviation is 1 / sqrt(2) of that of the complex image.
+
+    Args:
+        image: of any shape, on the scale of the reference.
+        reference: same shape as the image.
+        deviation: standard deviation of the complex image, same shape.
+        mask: where to look; everywhere by default.
+        level: part of the pixels that a true deviation would cover.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    error, deviation = _inside((image.abs() - reference.abs()).abs(), deviation, mask)
+    # P(|e| < t) of a Gaussian of deviation d / sqrt(2) is erf(t / d).
+    return float((error <= torch.erfinv(torch.tensor(level)) * deviation).double().mean())
 
 
 def _inside(image: Tensor, reference: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

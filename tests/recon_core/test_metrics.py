@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from recon_core.metrics import nrmse, psnr, ssim
+from recon_core.metrics import coverage, error_correlation, nmse, nrmse, psnr, ssim
 
 from analytic import complex_noise
 
@@ -39,13 +39,36 @@ def test_psnr_by_hand():
     )
 
 
+def test_nmse_by_hand():
+    image, reference = torch.tensor([3.0, 3j]), torch.tensor([3j, 4.0])
+    assert nmse(image, reference) == pytest.approx(1 / 25)
+    assert nmse(image, reference, torch.tensor([True, False])) == 0
+
+
+def test_coverage_counts_the_pixels_within_the_interval_of_their_magnitude():
+    """90 % of a Gaussian lie within 1.6449 of its deviations, that of the magnitude being 1 / sqrt(2)."""
+    reference, deviation = torch.full((4,), 5j), math.sqrt(2) * torch.ones(4)
+    image = reference * (1 + torch.tensor([1.64, -1.64, 1.65, -1.65]) / 5)
+    assert coverage(image, reference, deviation) == 0.5
+    assert coverage(image, reference, deviation, level=0.95) == 1
+    assert coverage(image, reference, deviation, torch.tensor([True, True, True, False])) == pytest.approx(2 / 3)
+
+
+def test_error_correlation_sees_the_size_of_errors_and_not_their_sign():
+    reference, deviation = torch.full((4,), 5.0), torch.tensor([1.0, 2, 3, 4])
+    image = reference + torch.tensor([0.1, -0.2, -0.3, 0.4])
+    assert error_correlation(image, reference, deviation) == pytest.approx(1, abs=1e-5)
+    assert error_correlation(image, reference, deviation.flip(0)) == pytest.approx(-1, abs=1e-5)
+    assert math.isnan(error_correlation(image, reference, torch.ones(4)))
+
+
 def test_ssim_of_the_same_image_is_one_and_of_its_negative_contrast_is_low():
     image = torch.rand(20, 20, generator=torch.Generator().manual_seed(0))
     assert ssim(image * torch.exp(torch.tensor(1j)), image) == pytest.approx(1)
     assert ssim(1 - image, image) < 0
 
 
-@pytest.mark.parametrize("measure", [nrmse, psnr, ssim])
+@pytest.mark.parametrize("measure", [nmse, nrmse, psnr, ssim])
 def test_refusals(measure):
     with pytest.raises(ValueError, match=r"image \[9, 9\] as the reference, got \[8, 9\]"):
         measure(torch.ones(8, 9), torch.ones(9, 9))
@@ -55,7 +78,7 @@ def test_refusals(measure):
         measure(torch.ones(9, 9), torch.full((9, 9), math.nan))
 
 
-@pytest.mark.parametrize("measure", [nrmse, psnr])
+@pytest.mark.parametrize("measure", [nmse, nrmse, psnr])
 def test_masks_that_do_not_fit(measure):
     with pytest.raises(ValueError, match=r"mask \[9, 9\] as the reference, got \[3\]"):
         measure(torch.ones(9, 9), torch.ones(9, 9), torch.ones(3))
