@@ -47,9 +47,9 @@ METHODS = {
 class DiffusionSolver(Solver):
     """Finds the image that the data and a prior of such images allow, and how far the data leave it open.
 
-    Several images are drawn; their mean is the image, and their standard deviation leaves as a series of its own. The
-    data have the weight that their noise gives them. With a field map from an earlier gadget, the model holds the
-    off-resonance. What each method does, and its source, stands with its function in `recon_core.solvers`.
+    Several images are drawn; their mean is the image, and their standard deviation leaves as a series of its own. How
+    far that is the deviation of the posterior depends on the method: what each does, and its source, stands with its
+    function in `recon_core.solvers`. With a field map from an earlier gadget, the model holds the off-resonance.
     """
 
     method = choice("decomposed_diffusion", tuple(METHODS), "how the image is found")
@@ -59,7 +59,9 @@ class DiffusionSolver(Solver):
         "what images look like: a prior that comes with the program (spinstream priors), a .safetensors file of "
         "spinstream train, or a published checkpoint as ncsnv2:FILE or pogmdm:FILE",
     )
-    samples = integer(4, "images to draw; of two and more there is a standard deviation", low=1, high=256)
+    samples = integer(
+        4, "images to draw, of which the mean is taken; of two and more there is a deviation", low=1, high=256
+    )
     steps = integer(
         0,
         "of the method, each one question to the prior, rounded to what its noise levels allow; 0 takes as many as the "

@@ -315,6 +315,6 @@ def _read_setting(name: str, setting: Setting, declared: Mapping[str, Property[A
         known = declared[name].choices
         raise PropertyError(
             "a path can only be set in a pipeline file of this machine, not over the network"
-            + (f" (names that can: {', '.join(known)})" if known else "")
+            + (f"; names can be{nearest(setting.text, known)} (there are: {', '.join(known)})" if known else "")
         )
     return declared[name].parse(setting.text)

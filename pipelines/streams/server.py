@@ -66,7 +66,8 @@ class Server(socketserver.ThreadingTCPServer):
         """Tells the clients of running sessions that the server stops, and ends their connections.
 
         Returns:
-            Whether all sessions have ended within that time; a gadget that computes cannot be interrupted.
+            Whether all sessions have ended within that time; a gadget that computes is interrupted only where it asks
+            for its client.
         """
         for session in list(self.sessions):
             session.dismiss()

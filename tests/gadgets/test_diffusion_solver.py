@@ -257,5 +257,7 @@ def test_the_network_chooses_among_the_shipped_priors_but_names_no_file():
 
     assert [gadget.prior for gadget in built("head_pogmdm") if isinstance(gadget, DiffusionSolver)] == ["head_pogmdm"]
     for name in ("pogmdm:/etc/passwd", "/etc/passwd.safetensors"):
-        with pytest.raises(PipelineError, match=r"not over the network \(names that can: head_"):
+        with pytest.raises(PipelineError, match="not over the network; names can be"):
             built(name)
+    with pytest.raises(PipelineError, match="did you mean 'head_unet'"):
+        built("haed_unet")

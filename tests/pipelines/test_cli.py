@@ -79,7 +79,8 @@ def test_pipelines_are_exported(tmp_path):
     status, output = run("pipelines", "--export", tmp_path / "config")
     assert status == 0
     exported = sorted(path.name for path in (tmp_path / "config").iterdir())
-    assert exported == ["cg_sense.xml", "field_map.xml", "preview.xml"]
+    assert exported == sorted(path.name for path in DEFINITIONS.glob("*.xml"))
+    assert {"cg_sense.xml", "diffusion.xml", "field_map.xml", "preview.xml"} <= set(exported)
     assert "cg_sense" in output
 
 
