@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +13,7 @@ from recon_core.priors.prior import Convention
 from recon_core.solvers.conjugate_gradient import conjugate_gradient
 
 _SCALE_ITERATIONS = 10
-_SCALE_DAMPING = 1e-2
+_SCALE_DAMPING = 0.03  # of the precision of a pixel that is seen alone
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class LinearProblem:
         Raises:
             ValueError: the data do not fit the model, or are not finite.
         """
-        if not bool(torch.isfinite(torch.view_as_real(kspace)).all()):
+        if not bool(torch.isfinite(kspace).all()):
             broken = int((~torch.isfinite(kspace)).sum())
             raise ValueError(f"{broken} of {kspace.numel()} samples of k-space are not finite")
         energy = kspace.abs().square().sum((-3, -2, -1))
@@ -60,7 +61,7 @@ class LinearProblem:
         Raises:
             ValueError: the data of a slice are zero.
         """
-        damping = _SCALE_DAMPING * self.model.norm(Generator(self.data.device).manual_seed(0), iterations=10)
+        damping = _SCALE_DAMPING / (2 * (self._unit * self.noise_level) ** 2)
         start = conjugate_gradient(
             lambda x: self.model.normal(x) + damping * x,
             self.data,
@@ -127,9 +128,24 @@ class LinearProblem:
 
     @property
     def strength(self) -> float:
-        """The largest eigenvalue of unit^2 A^H A over all slices, from below, within about a percent."""
+        """The largest eigenvalue of A^H A over all slices, within about a percent, times the largest unit^2."""
         norm = self.model.norm(Generator(self.data.device).manual_seed(0))
         return norm * float(self.unit.max()) ** 2
+
+    @property
+    def noise_level(self) -> Tensor:
+        """What the noise of the data alone comes to in the image, standard deviation per real channel.
+
+        Each sample adds `2 unit^2 sum_c |S_c|^2 / pixels` to the precision of a pixel that is seen alone, whatever the
+        trajectory and the field: the diagonal of `2 unit^2 A^H A`. Its mean over the pixels is weighted by itself, so
+        that those that no coil sees do not count. `[slice..., 1, 1]`; immense where no coil sees anything.
+        """
+        sampling = self.model.encoding.sampling
+        seen = self.model.coil_maps.abs().square().sum(-3)
+        tiny = torch.finfo(seen.dtype).tiny
+        mean = seen.square().sum((-2, -1)) / seen.sum((-2, -1)).clamp_min(tiny)
+        precision = 2 * self.unit**2 * mean * sampling.trajectory[0].numel() / math.prod(sampling.shape)
+        return precision.clamp_min(tiny).rsqrt()[..., None, None]
 
     @property
     def _unit(self) -> Tensor:
