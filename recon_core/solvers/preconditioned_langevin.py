@@ -49,18 +49,16 @@ def preconditioned_langevin(
         ValueError: the levels do not fall.
     """
     sigmas = falling_levels(prior, highest, lowest, levels)
-    planned = levels * steps_per_level
-    image = _first(problem, sigmas[0], run)
-    sigma = sigmas[0]
-    for done in range(planned):
-        if not run.go_on(done, planned):
-            return Estimate.of(image, done, planned)
+    done, planned = 0, levels * steps_per_level
+    image, sigma = _first(problem, sigmas[0], run), sigmas[0]
+    while done < planned and run.go_on(done, planned):
         sigma = sigmas[done // steps_per_level]
         drift = problem.adjoint - problem.normal(image) + prior.score(image, sigma) / 2
         moved = step * drift + math.sqrt(2 * step) * _noise(problem, sigma, run)
         image = image + problem.solve(moved, sigma, None, iterations, 1e-3)
+        done += 1
     denoised = prior.denoise(image, sigma)
-    return Estimate.of(problem.tempered(denoised, sigma, denoised, iterations), planned, planned)
+    return Estimate.of(problem.tempered(denoised, sigma, denoised, iterations), done, planned)
 
 
 def _first(problem: LinearProblem, sigma: float, run: Run) -> torch.Tensor:

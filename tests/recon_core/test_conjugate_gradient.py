@@ -106,3 +106,73 @@ def test_operator_that_is_not_hermitian_does_not_pass_in_silence():
     skew = torch.eye(6) + 30 * torch.triu(torch.ones(6, 6), 1) - 30 * torch.tril(torch.ones(6, 6), -1)
     with pytest.raises(ArithmeticError, match="Hermitian"):
         conjugate_gradient(times(skew), torch.arange(6.0), iterations=500, tolerance=1e-6)
+
+
+def several_systems() -> tuple[torch.Tensor, torch.Tensor]:
+    """Matrices `[3, n, n]` of different condition, and right-hand sides `[2, 3, n]` of different size."""
+    matrices = torch.stack([positive_matrix(12, smallest) for smallest in (0.01, 0.3, 10)])
+    sizes = torch.tensor([[1.0, 1e3, 1e-3], [1e-3, 1, 1e3]])
+    return matrices, sizes[..., None] * complex_noise(2, 3, 12, seed=1, dtype=torch.complex128)
+
+
+def test_several_systems_know_nothing_of_one_another():
+    matrices, rhs = several_systems()
+
+    def normal(x):
+        return torch.einsum("sij,...sj->...si", matrices, x)
+
+    together = conjugate_gradient(normal, rhs, iterations=4, tolerance=1e-12, system_axes=1)
+    alone = [
+        [conjugate_gradient(times(m), b, iterations=4, tolerance=1e-12) for m, b in zip(matrices, row, strict=True)]
+        for row in rhs
+    ]
+    truth = torch.stack([torch.stack([one.image for one in row]) for row in alone])
+    torch.testing.assert_close(together.image, truth, rtol=1e-9, atol=1e-12)
+    assert together.residuals[-1] == pytest.approx(max(one.residuals[-1] for row in alone for one in row))
+    solved = conjugate_gradient(normal, rhs, iterations=300, tolerance=1e-11, system_axes=1).image
+    truth = torch.linalg.solve(matrices.expand(2, 3, 12, 12), rhs[..., None])[..., 0]
+    for found, exact in zip(solved.flatten(0, 1), truth.flatten(0, 1), strict=True):
+        assert relative(found - exact, exact) < 1e-8
+
+
+def test_a_system_that_is_solved_rests_while_others_move():
+    matrices, rhs = several_systems()
+    truth = torch.linalg.solve(matrices.expand(2, 3, 12, 12), rhs[..., None])[..., 0]
+    start = torch.zeros_like(truth)
+    start[0, 1] = truth[0, 1]
+    found = conjugate_gradient(
+        lambda x: torch.einsum("sij,...sj->...si", matrices, x),
+        rhs,
+        start,
+        iterations=300,
+        tolerance=1e-11,
+        system_axes=1,
+    ).image
+    assert torch.equal(found[0, 1], truth[0, 1])
+    assert relative(found[1, 2] - truth[1, 2], truth[1, 2]) < 1e-8
+
+
+@pytest.mark.parametrize("from_start", [False, True])
+def test_zero_right_hand_side_among_others(from_start):
+    matrices, rhs = several_systems()
+    rhs[0, 0] = 0
+    start = torch.ones_like(rhs) if from_start else None
+    found = conjugate_gradient(
+        lambda x: torch.einsum("sij,...sj->...si", matrices, x),
+        rhs,
+        start,
+        iterations=300,
+        tolerance=1e-11,
+        system_axes=1,
+    ).image
+    truth = torch.linalg.solve(matrices.expand(2, 3, 12, 12), rhs[..., None])[..., 0]
+    assert torch.linalg.vector_norm(found[0, 0]) < 1e-8
+    assert relative(found[1, 1] - truth[1, 1], truth[1, 1]) < 1e-8
+    if not from_start:
+        assert found[0, 0].abs().max() == 0
+
+
+def test_one_operator_of_several_that_is_not_positive():
+    signs = torch.tensor([1.0, -1.0, 1.0])[:, None]
+    with pytest.raises(ArithmeticError, match="expected a positive operator, met the curvature -"):
+        conjugate_gradient(lambda x: signs * x, torch.ones(3, 4), iterations=5, tolerance=0, system_axes=1)

@@ -1,0 +1,124 @@
+import pytest
+import torch
+
+from recon_core.operators.linear_model import LinearModel
+from recon_core.priors.prior import Convention
+from recon_core.solvers import decomposed_diffusion as module
+from recon_core.solvers.decomposed_diffusion import decomposed_diffusion
+from recon_core.solvers.linear_problem import LinearProblem
+from recon_core.solvers.run import Run
+from recon_core.solvers.schedule import falling_levels
+
+from analytic import complex_noise, relative
+from gaussian_chain import Chain, back, relative_to, require_deviation, require_mean, tempered_covariance
+from gaussian_problem import Gaussian, N, Scan, prior_of, scan, smooth, white
+
+MEAN = complex_noise(N, N, seed=9, dtype=torch.complex128)
+PRIORS = {"white": Gaussian(white(), MEAN), "smooth": Gaussian(smooth(), MEAN)}
+
+
+def seeded(seed: int = 0, **settings) -> Run:
+    return Run(torch.Generator().manual_seed(seed), **settings)
+
+
+def followed(given: Scan, prior: Gaussian, levels: list[float]) -> Chain:
+    """Noise, denoising and tempering at each level, written out with matrices."""
+    eye = torch.eye(N * N, dtype=torch.complex128)
+    chain = Chain(tempered_covariance(given, levels[0]) @ back(given), 0 * eye)
+    for level in levels:
+        noisy = chain.moved(eye, torch.zeros(N * N), 2 * level**2 * eye)
+        chain = noisy.denoised_and_tempered(given, prior, level)
+    return chain
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_draws_are_those_of_the_chain(name):
+    prior, samples = PRIORS[name], 200
+    given = scan(prior.draw())
+    found = decomposed_diffusion(given.problem, prior_of(prior), seeded(samples=samples), iterations=40)
+    chain = followed(given, prior, falling_levels(prior_of(prior), 1.0, 0.01, 15))
+    require_mean(found, samples, chain.mean, chain.covariance)
+    require_deviation(found, samples, chain.covariance)
+    assert relative_to(given.posterior(prior), found) < 0.15
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_many_steps_end_at_the_posterior_mean_with_half_of_its_variance(name):
+    """At each level the chain rests at the posterior mean of the prior with that noise.
+
+    A step keeps K = 1 - M P of a deviation and adds 2 level^2 K K^H to the variance V, with the precision P of the
+    posterior and M = (unit^2 A^H A + 1 / (2 level^2))^-1. As the level falls M comes near 2 level^2, so that
+    V = K V K^H + 2 level^2 K K^H asks for P V + V P = 1: half of the variance of the posterior.
+    """
+    prior, samples = PRIORS[name], 60
+    given = scan(prior.draw())
+    settings = {"steps": 200, "highest": 3.0, "lowest": 0.02, "iterations": 20}
+    found = decomposed_diffusion(given.problem, prior_of(prior), seeded(samples=samples), **settings)
+    truth = given.posterior(prior)
+    require_mean(found, samples, truth.mean, truth.covariance / 2)
+    require_deviation(found, samples, truth.covariance / 2, slack=0.03)
+
+
+SHORT = {"steps": 4}
+
+
+def test_same_seed_same_image():
+    given, prior = scan(PRIORS["white"].draw()), prior_of(PRIORS["white"])
+    first, again, other = (
+        decomposed_diffusion(given.problem, prior, seeded(seed, samples=2), **SHORT) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first.image, again.image)
+    assert torch.equal(first.deviation, again.deviation)
+    assert relative(other.image - first.image, first.image) > 0.01
+
+
+def test_stops_when_told():
+    prior, asked = prior_of(PRIORS["white"]), []
+    given = scan(PRIORS["white"].draw())
+
+    def go_on(done: int, planned: int) -> bool:
+        asked.append((done, planned))
+        return done < 3
+
+    found = decomposed_diffusion(given.problem, prior, seeded(go_on=go_on))
+    assert asked == [(i, 15) for i in range(4)]
+    assert (found.steps, found.planned, found.deviation) == (3, 15, None)
+    three = decomposed_diffusion(
+        given.problem, prior, seeded(), steps=3, lowest=falling_levels(prior, 1.0, 0.01, 15)[2]
+    )
+    torch.testing.assert_close(found.image, three.image)
+
+
+def test_without_any_step_the_data_alone_speak():
+    given = scan(PRIORS["white"].draw())
+    found = decomposed_diffusion(given.problem, prior_of(PRIORS["white"]), seeded(go_on=lambda done, planned: False))
+    truth = (tempered_covariance(given, 1.0) @ back(given)).view(N, N)
+    assert found.steps == 0
+    assert relative(found.image - truth, truth) < 1e-3
+
+
+def test_slices_know_nothing_of_one_another(monkeypatch):
+    """With the same noise in all slices."""
+
+    def same_for_all(shape, like, generator):
+        return torch.randn(shape[-2:], generator=generator, dtype=like.dtype).expand(shape)
+
+    monkeypatch.setattr(module, "complex_normal", same_for_all)
+    prior = PRIORS["smooth"]
+    scans = [scan(prior.draw(seed), unit=unit, seed=seed) for seed, unit in ((1, 8.0), (2, 20.0))]
+    model = scans[0].problem.model
+    stacked = LinearProblem(
+        LinearModel(model.encoding, model.coil_maps.expand(2, *model.coil_maps.shape)),
+        *(torch.stack([getattr(s.problem, name) for s in scans]) for name in ("data", "energy", "unit")),
+    )
+    together = decomposed_diffusion(stacked, prior_of(prior), seeded(samples=2), **SHORT)
+    for i, given in enumerate(scans):
+        alone = decomposed_diffusion(given.problem, prior_of(prior), seeded(samples=2), **SHORT)
+        assert relative(together.image[i] - alone.image, alone.image) < 1e-8
+
+
+def test_levels_that_the_prior_does_not_know():
+    given = scan(PRIORS["white"].draw())
+    prior = prior_of(PRIORS["white"], Convention("percentile99", 2.0, 5.0))
+    with pytest.raises(ValueError, match="the Gaussian prior knows 2 to 5"):
+        decomposed_diffusion(given.problem, prior, seeded())
