@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -77,9 +78,6 @@ COLUMNS = {
 
 JUDGED = ("psnr", "ssim", "nmse")
 """What is drawn for every slice, and told at the command line."""
-
-FEW = 12
-"""Slices whose numbers have room below a curve."""
 
 SMALLEST_WINDOW = 8
 """Edge in pixels."""
@@ -281,7 +279,7 @@ def _by_slice(outcomes: Mapping[str, Outcome]) -> dict[str, dict[str, Plane]]:
 def _curves(outcomes: Mapping[str, Outcome]) -> Figure:
     """The figures of every slice."""
     labels = list(_by_slice(outcomes))
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    figure = Figure(figsize=(12, 4), layout="constrained")
     for axes, key in zip(figure.subplots(1, len(JUDGED)), JUDGED, strict=True):
         for name, outcome in outcomes.items():
             if outcome.planes:
@@ -289,13 +287,12 @@ def _curves(outcomes: Mapping[str, Outcome]) -> Figure:
                 values = [plane.figures[key] for plane in outcome.planes]
                 axes.plot(places, values, "o-", markersize=4, label=_plain(name))
         axes.set_title(_title(key))
-        axes.set_xlabel("slice")
+        axes.set_xlabel("image, in the order of the table" if any("," in label for label in labels) else "slice")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        if len(labels) <= FEW:
-            axes.set_xticks(range(len(labels)), [label.removeprefix("slice ") for label in labels])
     if all(line.get_ydata().min() > 0 for line in axes.lines):
         axes.set_yscale("log")  # of the NMSE, which may be 0 of images that are the truth
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=9)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
     return figure
 
 
