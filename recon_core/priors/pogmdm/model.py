@@ -88,7 +88,8 @@ class _Octave:
     def pull(self, slope: Tensor) -> Tensor:
         """Spectrum on the grid of what slopes at the responses pull the image by."""
         # Several times faster than einsum, which would copy all spectra to another order.
-        return (torch.fft.rfft2(slope) * (self.pixels * self.filters)).sum(2)
+        spectrum: Tensor = (torch.fft.rfft2(slope) * (self.pixels * self.filters)).sum(2)
+        return spectrum
 
 
 @dataclass(frozen=True)
