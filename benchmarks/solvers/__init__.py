@@ -1,0 +1,1 @@
+"""How good and how fast the solvers are: the papers' tables, a measured brain, and times beside the usual way."""
