@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from recon_core.priors.prior import Prior
 from recon_core.solvers.linear_problem import LinearProblem, complex_normal
@@ -30,8 +32,9 @@ def decomposed_diffusion(
     allow, each with its own noise, and white noise of the next level is added to it. The weight of the data is that of
     their noise, where the paper has a constant. Few steps do: each is exact for the data.
 
-    The samples are means given what came before rather than draws of the posterior: their mean is a good image, and
-    their spread points at what the data leave open, but it is too small (see benchmarks/RESULTS.md).
+    The samples are means given what came before rather than draws of the posterior. For a Gaussian prior, in the limit
+    of many steps, their mean is that of the posterior and their variance is half of its variance, so the deviation is
+    given as the square root of two times theirs. With few steps it is still somewhat too small (benchmarks/RESULTS.md).
 
     Args:
         problem: in the units of the prior (`LinearProblem.scaled_for`).
@@ -50,8 +53,13 @@ def decomposed_diffusion(
     clean = problem.tempered(nothing, levels[0], None, _FIRST_ITERATIONS)
     for done, level in enumerate(levels):
         if not run.go_on(done, steps):
-            return Estimate.of(clean, done, steps)
+            return _estimate(clean, done, steps)
         noisy = clean + math.sqrt(2) * level * complex_normal(clean.shape, clean, run.generator)
         denoised = prior.denoise(noisy, level)
         clean = problem.tempered(denoised, level, denoised, iterations)
-    return Estimate.of(clean, steps, steps)
+    return _estimate(clean, steps, steps)
+
+
+def _estimate(samples: Tensor, done: int, planned: int) -> Estimate:
+    found = Estimate.of(samples, done, planned)
+    return found if found.deviation is None else replace(found, deviation=math.sqrt(2) * found.deviation)
