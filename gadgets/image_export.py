@@ -46,8 +46,8 @@ SERIES = {
     "deviation": Series(
         4,
         "deviation",
-        "standard deviation of the complex image among the samples that were drawn, in the units of the image, which "
-        "are its pixels divided by its ImageScaleFactor",
+        "standard deviation of the complex image, estimated from the samples that were drawn, in the units of the "
+        "image, which are its pixels divided by its ImageScaleFactor",
         role="Quantitative",
     ),
 }
