@@ -106,6 +106,15 @@ class Posterior:
     mean: Tensor
     covariance: Tensor
 
+    def by_langevin(self, step: float) -> Posterior:
+        """What `x <- x + step grad log p + sqrt(2 step) z` tends to, z of unit variance per real channel.
+
+        Its covariance is too large by `1 / (1 - step / covariance)`: the sum of the geometric series of its moves.
+        """
+        identity = torch.eye(len(self.covariance), dtype=self.covariance.dtype)
+        precision = torch.linalg.inv(self.covariance)
+        return Posterior(self.mean, torch.linalg.solve(identity - step * precision, self.covariance))
+
     @property
     def deviation(self) -> Tensor:
         """Of the complex pixels, as `Estimate.deviation`: real `[y, x]`."""
@@ -130,6 +139,12 @@ class Scan:
     def precision(self) -> Tensor:
         """unit^2 A^H A, `[pixel, pixel]`."""
         return self.matrix.mH @ self.matrix
+
+    def with_noise(self, covariance: Tensor) -> Scan:
+        """The same data, were their noise not white but of this covariance E n n^H; the problem stays as it was."""
+        values, vectors = torch.linalg.eigh(covariance)
+        whitening = vectors @ torch.diag(values.rsqrt()).to(vectors) @ vectors.mH
+        return Scan(self.problem, whitening @ self.matrix, whitening @ self.kspace)
 
     def posterior(self, prior: Gaussian, level: float = 0.0) -> Posterior:
         """Exact, for the prior with noise of a level added to its images.

@@ -1,0 +1,77 @@
+import pytest
+import torch
+
+from recon_core.priors.prior import Convention
+from recon_core.solvers.run import Run
+from recon_core.solvers.score_langevin import score_langevin
+
+from gaussian_problem import Gaussian, Mixture, Scan, prior_of, scan, smooth, white
+
+STEP = 0.5
+
+
+def run(samples=1, seed=0, **settings):
+    return Run(torch.Generator().manual_seed(seed), samples, **settings)
+
+
+def at(level):
+    return Convention("percentile99", level / 1.0001, level)
+
+
+def tempered(some: Scan, level: float) -> tuple[Scan, float]:
+    """The data with the noise that the method gives them at a level, and its step."""
+    norm = float(torch.linalg.eigvalsh(some.precision)[-1])
+    variance = norm * level**2 + 0.5  # per real channel
+    noise = 2 * variance * torch.eye(len(some.kspace), dtype=torch.complex128)
+    return some.with_noise(noise), STEP / (1 / level**2 + norm / variance)
+
+
+def test_tends_to_the_exact_law_of_a_gaussian_prior_with_the_known_bias_of_the_step():
+    prior, level, draws = Gaussian(smooth()), 1.0, 200
+    some = scan(prior.draw(3), unit=3.0)
+    data, step = tempered(some, level)
+    law = data.posterior(prior, level).by_langevin(step)
+    result = score_langevin(
+        some.problem, prior_of(prior, at(level)), run(draws), levels=2, steps_per_level=50, step=STEP
+    )
+    error = (result.image - law.mean).abs() / law.deviation * draws**0.5
+    assert float(error.square().mean()) == pytest.approx(1, abs=0.35)  # smooth images have about 40 free pixels
+    assert float((result.deviation / law.deviation).square().mean()) == pytest.approx(1, abs=0.03)
+    assert float(result.deviation.min() / law.deviation.min()) > 0.85
+
+
+def test_gives_the_modes_of_a_mixture_their_weights():
+    level, draws = 0.5, 1000
+    apart = torch.full((6, 6), 0.1, dtype=torch.complex128)
+    mixture = Mixture([0.3, 0.7], [Gaussian(white(0.3, 6), -apart), Gaussian(white(0.3, 6), apart)])
+    some = scan(-4 * apart, unit=1.0)
+    data, _ = tempered(some, level)
+    weights = data.posterior_weights(mixture, level)
+    assert 0.3 < float(weights[1]) < 0.65  # the data doubt what the prior believes
+    here, there = (data.posterior(part, level).mean for part in mixture.components)
+    result = score_langevin(
+        some.problem, prior_of(mixture, at(level)), run(draws), levels=2, steps_per_level=30, step=STEP
+    )
+    between = there - here
+    share = torch.vdot(between.flatten(), (result.image - here).flatten()).real / between.abs().square().sum()
+    assert float(share) == pytest.approx(float(weights[1]), abs=0.07)  # three deviations of the mean of the draws
+
+
+def test_the_same_seed_gives_the_same_image():
+    prior = Gaussian(smooth())
+    some = scan(prior.draw(3))
+    first, again, other = (
+        score_langevin(some.problem, prior_of(prior), run(2, seed), levels=5, steps_per_level=2) for seed in (0, 0, 1)
+    )
+    assert torch.equal(first.image, again.image)
+    assert not torch.equal(first.image, other.image)
+
+
+def test_stops_early_with_the_image_so_far():
+    prior = Gaussian(smooth())
+    some = scan(prior.draw(3))
+    result = score_langevin(
+        some.problem, prior_of(prior), run(go_on=lambda done, planned: done < 3), levels=5, steps_per_level=2
+    )
+    assert (result.steps, result.planned, result.deviation) == (3, 10, None)
+    assert bool(torch.isfinite(torch.view_as_real(result.image)).all())
