@@ -6,7 +6,7 @@ import pytest
 from gadgets.frame import Frame
 from gadgets.gadget import Gadget, Session
 from pipelines.chain import Chain
-from pipelines.errors import GadgetError
+from pipelines.errors import GadgetError, PeerVanished
 from pipelines.session import read_header
 
 from mrd_items import HEADER_XML, acquisition
@@ -92,6 +92,22 @@ def test_a_gadget_sees_the_header_that_those_before_it_left():
     chain(Matrix(), Renames())
     with pytest.raises(GadgetError, match="Matrix failed on the header: expected x = 16, got 12"):
         chain(Renames(), Matrix())
+
+
+def test_a_client_that_is_gone_is_not_the_fault_of_the_gadget_that_meets_it():
+    class Tells(Gadget[ismrmrd.Acquisition]):
+        takes = ismrmrd.Acquisition
+
+        def take(self, item):
+            self.session.require_client()
+            yield item
+
+    def require_client():
+        raise PeerVanished("the peer is gone")
+
+    running = Chain([Tells()], Session(read_header(HEADER_XML), require_client=require_client))
+    with pytest.raises(PeerVanished, match=r"^the peer is gone$"):
+        list(running.run([acquisition(0)]))
 
 
 def test_unknown_properties_are_refused():
