@@ -14,10 +14,14 @@ from gadgets.property import choice, integer, known_or_path
 from gadgets.solver import Solver
 from recon_core.operators.linear_model import LinearModel
 from recon_core.priors.library import shipped_priors
+from recon_core.solvers.csgm_langevin import csgm_langevin
 from recon_core.solvers.decomposed_diffusion import decomposed_diffusion
 from recon_core.solvers.linear_problem import LinearProblem
 from recon_core.solvers.preconditioned_langevin import preconditioned_langevin
+from recon_core.solvers.pseudo_inverse_langevin import pseudo_inverse_langevin
+from recon_core.solvers.red_diff import red_diff
 from recon_core.solvers.run import Estimate, Run
+from recon_core.solvers.score_langevin import score_langevin
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,15 @@ def _levels(moves: int) -> Callable[[int], Mapping[str, int]]:
     return lambda steps: {"levels": math.ceil(steps / moves), "steps_per_level": min(steps, moves)}
 
 
+_STEPS_OF_CSGM = 3975
+"""With every level of its ladder; others follow by leaving levels out."""
+
 METHODS = {
     "decomposed_diffusion": Method(decomposed_diffusion),
+    "red_diff": Method(red_diff),
+    "csgm_langevin": Method(csgm_langevin, lambda steps: {"stride": max(round(_STEPS_OF_CSGM / steps), 1)}),
+    "score_langevin": Method(score_langevin, _levels(5)),
+    "pseudo_inverse_langevin": Method(pseudo_inverse_langevin, _levels(5)),
     "preconditioned_langevin": Method(preconditioned_langevin, _levels(4)),
 }
 

@@ -315,9 +315,9 @@ def validate(file: str, settings: tuple[str, ...]) -> None:
 def pipelines(export: Path | None, overwrite: bool) -> None:
     """List the installed pipelines."""
     for name, path in available_definitions([DEFINITIONS]).items():
-        click.echo(f"{name:20s} {load_definition(path).description}")
+        click.echo(f"{name:24s} {load_definition(path).description}")
         if export:
-            click.echo(f"{'':20s} -> {_exported(path, export, overwrite)}")
+            click.echo(f"{'':24s} -> {_exported(path, export, overwrite)}")
 
 
 def _exported(path: Path, folder: Path, overwrite: bool) -> Path:
