@@ -12,23 +12,18 @@ from recon_core.trajectories import cartesian_lines
 _TRIALS = 12  # halvings of the interval in which the spacing of a Poisson disc lies
 
 
-def calibration_lines(matrix: int, acceleration: int) -> int:
-    """As in fastMRI: 8 % of the lines, 4 % for high accelerations, but never fewer than 8."""
-    return max(8, 2 * round((0.08 if acceleration <= 6 else 0.04) * matrix / 2))
-
-
 def equispaced_lines(matrix: int, acceleration: int) -> Tensor:
-    """Every R-th line and, on top of these, the calibration lines: `[2, line, sample]`."""
-    return _lines(matrix, {*range(0, matrix, acceleration), *_centre(matrix, acceleration)})
+    """Every R-th line and, on top of these, at least 16 lines for calibration: `[2, line, sample]`."""
+    return _lines(matrix, {*range(0, matrix, acceleration), *_centre(matrix, acceleration, 16)})
 
 
 def random_lines(matrix: int, acceleration: int) -> Tensor:
-    """Lines drawn evenly, matrix / R of them together with the calibration lines: `[2, line, sample]`.
+    """Lines drawn evenly, matrix / R of them together with at least 8 for calibration: `[2, line, sample]`.
 
     Raises:
         ValueError: there are no more than the calibration lines.
     """
-    centre, budget = set(_centre(matrix, acceleration)), matrix // acceleration
+    centre, budget = set(_centre(matrix, acceleration, 8)), matrix // acceleration
     if budget <= len(centre):
         raise ValueError(
             f"R = {acceleration} leaves {budget} of {matrix} lines, but {len(centre)} are needed for calibration"
@@ -73,8 +68,9 @@ def _discs(matrix: int, spacing: float, calibration: int) -> NDArray[np.bool_]:
     return hit
 
 
-def _centre(matrix: int, acceleration: int) -> range:
-    half = calibration_lines(matrix, acceleration) // 2
+def _centre(matrix: int, acceleration: int, least: int) -> range:
+    """As in fastMRI: 8 % of the lines, 4 % for high accelerations."""
+    half = max(least, 2 * round((0.08 if acceleration <= 6 else 0.04) * matrix / 2)) // 2
     return range(matrix // 2 - half, matrix // 2 + half)
 
 
