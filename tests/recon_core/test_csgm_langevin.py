@@ -41,18 +41,19 @@ def test_levels_that_the_prior_does_not_know_are_left_out():
     assert asked == sorted(asked, reverse=True)
 
 
-def test_leaves_noise_of_1_53_sigma_where_the_prior_alone_decides():
+def test_leaves_noise_of_1_57_sigma_where_the_prior_alone_decides():
     point = Gaussian(white(1e-6))
-    lone = csgm_langevin(SCAN.problem, prior_of(point, CONVENTION), run(20), data_weight=0, stride=20)
+    lone = csgm_langevin(SCAN.problem, prior_of(point), run(20), data_weight=0, stride=20)
     # The last level of the ladder that is known, of every 20th.
     last = min(s for s in (232 * (0.0066 / 232) ** (c / 2310) for c in range(1156, 2311, 20)) if s >= CONVENTION.lowest)
     per_channel = float(lone.deviation.square().mean().sqrt()) / 2**0.5
-    eta = 5e-5 * (last / 0.0066) ** 2
-    assert eta / last**2 == pytest.approx(1.148, abs=0.001)
-    assert per_channel / last == pytest.approx(1.53, rel=0.03)
+    # A unit score takes eta / sigma of the noise u sigma away, and 2 eta of variance come: u^2 = (u - h)^2 + 2 h.
+    h = 5e-5 / 0.0066**2
+    assert h == pytest.approx(1.148, abs=0.001)
+    assert per_channel / last == pytest.approx(h / 2 + 1, rel=0.03)
 
 
-def test_the_data_pull_with_five_times_the_norm_of_the_score_of_noise():
+def test_the_data_pull_with_five_times_the_norm_of_the_score():
     asked = []
 
     def nothing_known(channels, sigma):
