@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from torch import Tensor
 
 from pipelines.errors import SpinstreamError
 from pipelines.training_report import curve_picture, sample_picture
@@ -18,6 +19,9 @@ from recon_core.training.figures import denoising_figures, stein_figures
 from recon_core.training.image_files import image_files
 from recon_core.training.recipes import Recipe, pogmdm_recipe, unet_recipe
 from recon_core.training.trainer import Objective, Trainer
+
+# A prior of noisy images begins at the level of which this share of them has told.
+_TELLING = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,26 +93,27 @@ def _train(job: TrainingJob) -> dict[str, float]:
     recipe = unet_recipe(job.size, job.seed, job.start) if job.kind == "unet" else pogmdm_recipe(job.seed)
     settings = replace(recipe.settings, objective=job.objective, steps=job.steps or recipe.settings.steps)
     corpus, validation = _images(job, recipe)
+    noise = torch.cat([corpus.noise, validation.noise])
     recipe.network.to(job.device)
-    convention = _known(job, recipe, corpus, validation)
-    trainer = Trainer(recipe.network, recipe.optimiser, convention, settings, recipe.constrain)
+    trainer = Trainer(recipe.network, recipe.optimiser, _above(0.0, job, recipe, noise), settings, recipe.constrain)
     job.output.parent.mkdir(parents=True, exist_ok=True)
     trainer.run(corpus, validation, checkpoint)
     if recipe.finish is not None:
         recipe.finish(trainer.averaged, validation)
     with TemporaryDirectory(prefix=f".{job.output.stem}", dir=job.output.parent) as folder:
+        convention = _above(_TELLING, job, recipe, noise)
         figures = _write(Path(folder) / job.output.name, job, convention, settings.steps, trainer, validation)
         for file in Path(folder).iterdir():
             file.replace(job.output.with_name(file.name))
     return figures
 
 
-def _known(job: TrainingJob, recipe: Recipe, corpus: Corpus, validation: Corpus) -> Convention:
-    """Noisy images tell nothing of levels below their own noise: a prior of them begins there."""
+def _above(share: float, job: TrainingJob, recipe: Recipe, noise: Tensor) -> Convention:
+    """From the level that the noise of this share of the images does not exceed: below theirs they tell nothing."""
     if job.objective == "clean":
         return recipe.convention
-    least = float(torch.cat([corpus.noise, validation.noise]).min())
-    return replace(recipe.convention, lowest=max(least, recipe.convention.lowest))
+    told = float(noise.quantile(share))
+    return replace(recipe.convention, lowest=max(told, recipe.convention.lowest))
 
 
 def _write(

@@ -21,7 +21,7 @@ def decomposed_diffusion(
     prior: Prior,
     run: Run,
     *,
-    steps: int = 15,
+    steps: int = 20,
     highest: float = 1.0,
     lowest: float = 0.01,
     iterations: int = 5,

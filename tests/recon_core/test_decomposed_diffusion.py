@@ -36,7 +36,7 @@ def test_draws_are_those_of_the_chain(name):
     prior, samples = PRIORS[name], 200
     given = scan(prior.draw())
     found = decomposed_diffusion(given.problem, prior_of(prior), seeded(samples=samples), iterations=40)
-    chain = followed(given, prior, falling_levels(prior_of(prior), 1.0, 0.01, 15))
+    chain = followed(given, prior, falling_levels(prior_of(prior), 1.0, 0.01, 20))
     require_mean(found, samples, chain.mean, chain.covariance)
     require_deviation(found, samples, 2 * chain.covariance)
     assert relative_to(given.posterior(prior), found) < 0.15
@@ -81,10 +81,10 @@ def test_stops_when_told():
         return done < 3
 
     found = decomposed_diffusion(given.problem, prior, seeded(go_on=go_on))
-    assert asked == [(i, 15) for i in range(4)]
-    assert (found.steps, found.planned, found.deviation) == (3, 15, None)
+    assert asked == [(i, 20) for i in range(4)]
+    assert (found.steps, found.planned, found.deviation) == (3, 20, None)
     three = decomposed_diffusion(
-        given.problem, prior, seeded(), steps=3, lowest=falling_levels(prior, 1.0, 0.01, 15)[2]
+        given.problem, prior, seeded(), steps=3, lowest=falling_levels(prior, 1.0, 0.01, 20)[2]
     )
     torch.testing.assert_close(found.image, three.image)
 
