@@ -20,8 +20,8 @@ class Augmentation:
         smallest: images are shrunk by factors from this to one: other pixel sizes.
         contrast: share of magnitude images whose intensities go through a random curve: other weightings.
         gain: intensities are multiplied by up to this or its inverse: scales are only estimated at the scanner.
-        phase: greatest excursion of the smooth phase that magnitude images get, in radians; the constant part is
-            uniform for all images.
+        phase: greatest excursion of the smooth phase that magnitude images get, in radians; off-resonance and fat add
+            to it in some images. The constant part is uniform for all images.
     """
 
     smallest: float = 0.5
@@ -63,7 +63,8 @@ def _patch(image: Tensor, noise: float, edge: int, augmentation: Augmentation, g
     if not patch.is_complex():
         if _uniform(0, 1, generator) < augmentation.contrast:
             patch = _other_contrast(patch, generator)
-        patch = torch.polar(patch.clamp_min(0), _smooth_phase(edge, augmentation.phase, generator))
+        magnitude = patch.clamp_min(0)
+        patch = torch.polar(magnitude, _phase(magnitude, augmentation.phase, generator))
     angle = torch.tensor(_uniform(-math.pi, math.pi, generator))
     return patch * torch.polar(torch.ones(()), angle)
 
@@ -116,14 +117,40 @@ def _other_contrast(magnitude: Tensor, generator: Generator, knots: int = 6) -> 
     return curve * magnitude.clamp_min(1)
 
 
+def _phase(magnitude: Tensor, greatest: float, generator: Generator) -> Tensor:
+    """What coils, off-resonance and fat leave in gradient echoes, in radians, as the magnitude `[edge, edge]`."""
+    edge = len(magnitude)
+    phase = _smooth_phase(edge, greatest, generator)
+    if _uniform(0, 1, generator) < 0.5:
+        phase = phase + _bump(edge, 3 * greatest, generator)
+    if _uniform(0, 1, generator) < 0.3:
+        phase = phase + _of_tissue(magnitude, greatest, generator)
+    return phase
+
+
 def _smooth_phase(edge: int, greatest: float, generator: Generator) -> Tensor:
-    """A random cubic over the patch, `[edge, edge]` in radians, as coils and off-resonance leave it."""
+    """A random cubic over the patch, `[edge, edge]` in radians, as coils leave it."""
     line = torch.linspace(-1, 1, edge)
     powers = torch.stack([line**n for n in range(4)])
     order = torch.arange(4)
     coefficients = torch.randn(4, 4, generator=generator) * (order[:, None] + order <= 3)
     phase = powers.T @ coefficients @ powers
     return phase / phase.abs().max() * _uniform(0, greatest, generator)
+
+
+def _bump(edge: int, greatest: float, generator: Generator) -> Tensor:
+    """Off-resonance about an air cavity: a Gaussian of any place, in or near the patch, and of any width and ratio."""
+    line = torch.linspace(-1, 1, edge)
+    along_y, along_x = (
+        ((line - _uniform(-1.3, 1.3, generator)) / _uniform(0.2, 0.8, generator)).square() for _ in range(2)
+    )
+    return _uniform(-greatest, greatest, generator) * torch.exp(-(along_y[:, None] + along_x) / 2)
+
+
+def _of_tissue(magnitude: Tensor, greatest: float, generator: Generator) -> Tensor:
+    """A phase of its own for what is brighter than some level, as fat has it."""
+    level = _uniform(0.2, 0.9, generator)
+    return _uniform(-greatest, greatest, generator) * torch.sigmoid((magnitude - level) / 0.03)
 
 
 def _uniform(low: float, high: float, generator: Generator) -> float:
