@@ -39,7 +39,8 @@ def sample_picture(
     images, noise = held_out(corpus, count)
     clean = bool((noise == 0).all())
     noisy = with_noise(images, sigma) if clean else images
-    levels = torch.full((count,), sigma) if clean else noise
+    # A few images may be less noisy than what the prior claims to know.
+    levels = torch.full((count,), sigma) if clean else noise.clamp_min(prior.convention.lowest)
     with torch.no_grad():
         denoised = prior.denoise(noisy.to(device), levels.to(device)).cpu()
     rows = {"noisy": noisy, "denoised": denoised, **({"clean": images} if clean else {"taken away": noisy - denoised})}

@@ -197,15 +197,16 @@ def test_transposing_the_image_transposes_the_result_if_both_cones_are_alike():
     torch.testing.assert_close(network(image.mT, sigma), network(image, sigma).mT)
 
 
-def test_a_calibrated_model_predicts_noise_of_the_right_size():
+def test_a_calibrated_model_predicts_noise_of_the_right_size(monkeypatch):
     """Between its levels too, and at the ends its slope stays; the potential goes along."""
-    network, clean = _first(), smooth_head(64).real.double().expand(6, 1, 64, 64)
+    monkeypatch.setattr(model, "_NODES", 513)
+    network, clean = _first(), smooth_head(64).real.double()[:48, :48].expand(3, 1, 48, 48)
     before = network.potential(clean[:1], clean.new_tensor([0.1]))
     network.calibrate_(clean, torch.Generator().manual_seed(1))
     assert network.slopes.sub(1).abs().max() > 0.05
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    for level in (0.005, 0.05, 0.11, 3.0, 10.0):
-        predicted = level * noise + clean - network(clean + level * noise, torch.full((6,), level).double())
+    for level in (0.005, 0.11, 10.0):
+        predicted = level * noise + clean - network(clean + level * noise, torch.full((3,), level).double())
         slope = level * (noise * predicted).sum() / predicted.square().sum()
         assert float(slope) == pytest.approx(1, abs=0.02)
     factor = network._slope(clean.new_tensor([0.1]))
