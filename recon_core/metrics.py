@@ -19,7 +19,7 @@ def nrmse(image: Tensor, reference: Tensor, mask: Tensor | None = None, scale: b
         scale: whether the image is first multiplied by the complex number that fits it best to the reference.
 
     Raises:
-        ValueError: The shapes differ, or the reference is zero.
+        ValueError: The shapes differ, the image is not finite, or the reference is zero or not finite.
     """
     image, reference = _inside(image, reference, mask)
     if scale:
@@ -40,7 +40,7 @@ def psnr(image: Tensor, reference: Tensor, mask: Tensor | None = None) -> float:
         Infinity for equal magnitudes.
 
     Raises:
-        ValueError: The shapes differ, or the reference is zero.
+        ValueError: The shapes differ, the image is not finite, or the reference is zero or not finite.
     """
     image, reference = _inside(image.abs(), reference.abs(), mask)
     peak = _positive(reference.max())
@@ -57,7 +57,7 @@ def nmse(image: Tensor, reference: Tensor, mask: Tensor | None = None) -> float:
         mask: where to look; everywhere by default.
 
     Raises:
-        ValueError: The shapes differ, or the reference is zero.
+        ValueError: The shapes differ, the image is not finite, or the reference is zero or not finite.
     """
     image, reference = _inside(image.abs(), reference.abs(), mask)
     return float((image - reference).square().sum()) / _positive(reference.square().sum())
@@ -75,9 +75,10 @@ def ssim(image: Tensor, reference: Tensor, window: int = 7) -> float:
         window: edge in pixels, odd.
 
     Raises:
-        ValueError: The shapes differ, the window does not fit, or the reference is zero.
+        ValueError: The shapes differ, the window does not fit, the image is not finite, or the reference is zero or not
+            finite.
     """
-    _require_same_shape(image, reference)
+    _require_comparable(image, reference)
     if image.ndim not in (2, 3) or window % 2 == 0 or not 1 < window <= min(image.shape):
         raise ValueError(f"expected a 2-D or 3-D image and an odd window within it, got {list(image.shape)}, {window}")
     a, b = image.abs(), reference.abs()
@@ -112,7 +113,7 @@ def error_correlation(image: Tensor, reference: Tensor, deviation: Tensor, mask:
         NaN where the error or the deviation is the same everywhere.
 
     Raises:
-        ValueError: The shapes differ.
+        ValueError: The shapes differ, or the image is not finite.
     """
     error, deviation = _inside((image.abs() - reference.abs()).abs(), deviation, mask)
     return float(torch.corrcoef(torch.stack([error, deviation]))[0, 1])
@@ -124,7 +125,8 @@ def coverage(
     """Part of the pixels whose true magnitude lies in the interval about the image that holds `level` of a Gaussian.
 
     The magnitude of a pixel that is well above its deviation errs by the part of the complex error along its phase:
-    its standard deviation is 1 / sqrt(2) of that of the complex image.
+    its standard deviation is 1 / sqrt(2) of that of the complex image. Where image and deviation are those of a few
+    samples, both err: with exact draws of the posterior, 90 % become 69 % of 2 samples, 81 % of 4, and 88 % of 16.
 
     Args:
         image: of any shape, on the scale of the reference.
@@ -134,7 +136,7 @@ def coverage(
         level: part of the pixels that a true deviation would cover.
 
     Raises:
-        ValueError: The shapes differ.
+        ValueError: The shapes differ, or the image is not finite.
     """
     error, deviation = _inside((image.abs() - reference.abs()).abs(), deviation, mask)
     # P(|e| < t) of a Gaussian of deviation d / sqrt(2) is erf(t / d).
@@ -143,7 +145,7 @@ def coverage(
 
 def _inside(image: Tensor, reference: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """The pixels of both within the mask, flat."""
-    _require_same_shape(image, reference)
+    _require_comparable(image, reference)
     if mask is None:
         return image.flatten(), reference.flatten()
     if mask.shape != reference.shape:
@@ -151,9 +153,12 @@ def _inside(image: Tensor, reference: Tensor, mask: Tensor | None) -> tuple[Tens
     return image[mask.bool()], reference[mask.bool()]
 
 
-def _require_same_shape(image: Tensor, reference: Tensor) -> None:
+def _require_comparable(image: Tensor, reference: Tensor) -> None:
     if image.shape != reference.shape:
         raise ValueError(f"expected an image {list(reference.shape)} as the reference, got {list(image.shape)}")
+    broken = int((~torch.isfinite(image)).sum())
+    if broken:
+        raise ValueError(f"cannot compare: {broken} of {image.numel()} pixels of the image are not finite")
 
 
 def _positive(value: Tensor) -> float:

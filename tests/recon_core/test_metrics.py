@@ -54,6 +54,15 @@ def test_coverage_counts_the_pixels_within_the_interval_of_their_magnitude():
     assert coverage(image, reference, deviation, torch.tensor([True, True, True, False])) == pytest.approx(2 / 3)
 
 
+@pytest.mark.parametrize(("samples", "covered"), [(2, 0.69), (4, 0.81), (16, 0.88)])
+def test_few_exact_samples_cover_less_than_all_would(samples, covered):
+    """Of a Gaussian posterior; by Student's law, since neither the mean nor the deviation is exact."""
+    truth, *draws = 50 + complex_noise(samples + 1, 100_000, seed=3)
+    draws = torch.stack(draws)
+    deviation = (draws - draws.mean(0)).abs().square().sum(0).div(samples - 1).sqrt()
+    assert coverage(draws.mean(0), truth, deviation) == pytest.approx(covered, abs=0.006)
+
+
 def test_error_correlation_sees_the_size_of_errors_and_not_their_sign():
     reference, deviation = torch.full((4,), 5.0), torch.tensor([1.0, 2, 3, 4])
     image = reference + torch.tensor([0.1, -0.2, -0.3, 0.4])
@@ -76,6 +85,15 @@ def test_refusals(measure):
         measure(torch.ones(9, 9), torch.zeros(9, 9))
     with pytest.raises(ValueError, match="reference is zero or not finite"):
         measure(torch.ones(9, 9), torch.full((9, 9), math.nan))
+
+
+@pytest.mark.parametrize("measure", [nmse, nrmse, psnr, ssim])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_image_that_is_not_finite_has_no_figure(measure, value):
+    image = torch.ones(9, 9)
+    image[3, 4:6] = value
+    with pytest.raises(ValueError, match="2 of 81 pixels of the image are not finite"):
+        measure(image, torch.ones(9, 9))
 
 
 @pytest.mark.parametrize("measure", [nmse, nrmse, psnr])
