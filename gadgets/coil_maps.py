@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -81,6 +82,17 @@ class CoilMaps(Gadget[Frame]):
             raise ValueError(
                 f"coil maps need the centre of k-space, which the {samples.kspace.shape[1]} readouts do not surround"
             )
+        centre = self._even_centre(samples, reach)
+        for axis, n in enumerate(reach):  # lines reach farther along the readout than they are many
+            wider = list(centre.shape[1:])
+            wider[axis] = min(self.calibration, n)
+            if wider != list(centre.shape[1:]):
+                with suppress(NotFullySampledError):
+                    centre = calibration_kspace(samples.kspace, samples.trajectory, wider)
+        return centre
+
+    def _even_centre(self, samples: Samples, reach: list[int]) -> Tensor:
+        """The largest one of the same width on all axes, as far as they reach."""
         width = self.calibration
         while True:
             try:
