@@ -48,6 +48,8 @@ class Receiver:
         """
         if self._vanished is not None:
             raise self._vanished
+        if self._thread is not None and self._thread.is_alive():
+            return False  # the thread itself meets the end; asking now could wait for bytes that it took meanwhile
         return self._connection.peer_has_ended()
 
     def stop(self, seconds: float) -> None:
