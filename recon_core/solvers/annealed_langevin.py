@@ -13,6 +13,7 @@ from recon_core.solvers.linear_problem import LinearProblem, complex_normal
 from recon_core.solvers.run import Estimate, Run
 
 _FIRST_ITERATIONS = 20
+_LAST_ITERATIONS = 5
 
 
 def annealed_langevin(
@@ -27,7 +28,8 @@ def annealed_langevin(
 ) -> Estimate:
     """Draws by `x <- x + eta (s(x) + d(x)) + sqrt(2 eta) z`, z of unit variance per real channel.
 
-    The start is the mean of the image given the data and a Gaussian of the first level, with noise of that level.
+    The start is the mean of the image given the data and a Gaussian of the first level, with noise of that level. The
+    end is the last noisy image; a chain that is stopped before has the noise of its level taken off.
 
     Args:
         problem: in the units of the prior.
@@ -42,9 +44,11 @@ def annealed_langevin(
     nothing = torch.zeros_like(problem.adjoint)
     start = problem.tempered(nothing, levels[0], None, _FIRST_ITERATIONS).expand(run.samples, *nothing.shape)
     image = start + levels[0] * _unit_noise(start, run)
+    level = levels[0]
     for done in range(planned):
         if not run.go_on(done, planned):
-            return Estimate.of(image, done, planned)
+            denoised = prior.denoise(image, level)
+            return Estimate.of(problem.tempered(denoised, level, denoised, _LAST_ITERATIONS), done, planned)
         level = levels[done // steps_per_level]
         eta = step(level)
         drift = prior.score(image, level) + data_score(image, level)

@@ -33,7 +33,7 @@ def csgm_langevin(
     `steps_per_level` times from then on. A visit moves by `eta (s - g) + sqrt(2 eta) z` with `eta = 5e-5 (sigma /
     0.0066)^2`, where g is the gradient of the data `A^H (A x - y)` with `data_weight` times the norm of the score s.
     That is no likelihood: the noise of the data is not asked for, and the samples are not those of a posterior. The
-    start is uniform noise, the end the last noisy image.
+    start is uniform noise, the end the last noisy image; that of a run that is stopped before is denoised.
 
     With `eta = 1.148 sigma^2` the images are noisier than sigma: 1.57 times where the prior alone decides, about four
     times with the data. The released network is not told the level and finds noise of any strength: its score is that
@@ -58,9 +58,9 @@ def csgm_langevin(
     image = _uniform(problem, run)
     found = torch.full_like(_norm(image), levels[0])
     for done, level in enumerate(levels):
-        if not run.go_on(done, len(levels)):
-            return Estimate.of(image, done, len(levels))
         known = found.clamp(prior.convention.lowest, prior.convention.highest)[..., 0, 0]
+        if not run.go_on(done, len(levels)):
+            return Estimate.of(prior.denoise(image, known), done, len(levels))
         noise, towards_data = image - prior.denoise(image, known), -problem.gradient(image)
         found = _norm(noise)
         drift = (data_weight * _unit(towards_data) - _unit(noise)) / level
