@@ -23,6 +23,9 @@ log = logging.getLogger("spinstream")
 
 SLICES_ON_A_GPU = 8
 
+LEAST_POWER = 0.1
+"""Mean power of samples that can hold noise of unit variance: one by itself, less where channels are dead."""
+
 PROGRESS_SECONDS = 5.0
 """From one word about the progress to the next."""
 
@@ -63,7 +66,8 @@ class Solver(Gadget[Frame]):
         """Yields, once a batch is complete, for each frame its image, its deviation if there is one, and the frame.
 
         Raises:
-            ValueError: the frame is three-dimensional, or its samples are not finite.
+            ValueError: the frame is three-dimensional, its samples are not finite, or they are too weak to hold noise
+                of unit variance.
         """
         if len(item.space.shape) != 2:
             matrix = " x ".join(map(str, item.space.shape))
@@ -114,6 +118,7 @@ class Solver(Gadget[Frame]):
 
     def _solved(self, frames: Sequence[Frame]) -> tuple[Tensor, Tensor | None]:
         """Images and deviations `[slice, y, x]` in physical units."""
+        _require_unit_noise(frames)
         batch = _joined(frames)
         model = model_of(batch, self.session, self.off_resonance_error)
         problem = self._problem(model, batch.samples.kspace)
@@ -164,6 +169,17 @@ class _Progress:
 
 def _has_signal(frame: Frame) -> bool:
     return bool(frame.samples.kspace.any())
+
+
+def _require_unit_noise(frames: Sequence[Frame]) -> None:
+    """Samples that are weaker than their noise was said to be would count for nothing, and the prior for all."""
+    for frame in frames:
+        power = float(frame.samples.kspace.abs().square().mean())
+        if power < LEAST_POWER:
+            raise ValueError(
+                f"expected prewhitened samples, whose noise alone has the mean power 1, got the power {power:.3g} in "
+                f"{frame.label}: is there no noise scan?"
+            )
 
 
 def _alike(frame: Frame, other: Frame) -> bool:

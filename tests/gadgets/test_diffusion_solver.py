@@ -198,6 +198,14 @@ def test_says_which_samples_are_not_finite():
         solved(frame)
 
 
+def test_samples_that_cannot_hold_noise_of_unit_variance_are_refused():
+    """Without a noise scan, what a scanner sends is of any size; the image would be the prior's alone."""
+    with pytest.raises(ValueError, match="expected prewhitened samples.* got the power 0.00.* in slice 0.*noise scan"):
+        solved(Phantom.scanned(cartesian(), 4, 0.01, 0.1 * head()).frame(with_maps=True))
+    silent = scanned(brightness=0.0)
+    assert not images(solved(silent))[0].isnan().any()
+
+
 def test_refuses_three_dimensions():
     frame = scanned()
     frame.space = Space((8, SIZE, SIZE), (40.0, 240.0, 240.0), (8, SIZE, SIZE), (40.0, 240.0, 240.0))
