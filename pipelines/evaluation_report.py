@@ -118,8 +118,8 @@ DEFINITIONS = (
     "Mean &plusmn; standard deviation over the slices. PSNR and SSIM (uniform window of 7 pixels) of magnitudes over "
     "the whole slice, range: the maximum of the reference; NMSE = |x &minus; ref|&sup2; / |ref|&sup2;. Seconds: from "
     "one image to the next, the whole pipeline without its start-up; solver seconds and steps: as the history of the "
-    "image says. Correlation and coverage: within the object; exact draws of the posterior would have a coverage of 0.81 "
-    "if there are 4, of 0.88 if there are 16."
+    "image says. Correlation and coverage: within the object; exact draws of the posterior would cover 0.81 if there "
+    "are 4 of them, 0.88 if there are 16."
 )
 
 LEGEND = (
