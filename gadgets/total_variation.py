@@ -21,7 +21,7 @@ class TotalVariation(Solver):
     (Rudin, Osher, Fatemi: Nonlinear total variation based noise removal algorithms. Physica D 60:259, 1992.)
     """
 
-    weight = real(1.0, "of the edges; larger makes the image smoother", low=0.0, high=1000.0)
+    weight = real(0.7, "of the edges; larger makes the image smoother", low=0.0, high=1000.0)
     iterations = integer(60, "number of iterations", low=1, high=10000)
 
     @property

@@ -1,7 +1,7 @@
 """A measured brain with a part of its data: how far from the fully sampled image, and does the deviation tell where?
 
     python -m benchmarks.solvers.real_brain --data ../shared/data/cases/brain_16ch -o FILE.md [--picture FILE.png]
-        [--methods CG-SENSE TV "decomposed diffusion"] [--samples 8] [--weight 1] [--regularisation 0.03]
+        [--methods CG-SENSE TV "decomposed diffusion"] [--samples 8] [--weight 0.7] [--regularisation 0.03]
 
 Cartesian lines are left out; spirals are interpolated from the full grid. Maps come from what is left, by ESPIRiT.
 """
@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--prior", default="head_unet")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--weight", type=float, default=1.0, help="of total variation")
+    parser.add_argument("--weight", type=float, default=0.7, help="of total variation")
     parser.add_argument("--regularisation", type=float, default=0.03, help="of CG-SENSE")
     parser.add_argument("--scans", nargs="+", default=list(SCANS), choices=SCANS)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
