@@ -31,7 +31,7 @@ def test_it_is_much_nearer_to_the_truth_than_least_squares():
     assert image.kind == "image"
     assert frame.image is image.data
     assert error(image.data, BLOCKS) < 0.6 * error(least_squares.data, BLOCKS)
-    assert frame.history[0].startswith("TotalVariation: weight 1, 60 of 60 steps in ")
+    assert frame.history[0].startswith("TotalVariation: weight 0.7, 60 of 60 steps in ")
 
 
 def test_a_larger_weight_makes_the_image_smoother():
