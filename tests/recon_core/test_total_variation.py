@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from benchmarks.priors.opponents import joint_tv
+from benchmarks.priors.joint_tv import joint_tv
 from recon_core.metrics import psnr
 from recon_core.operators.encoding import Encoding
 from recon_core.operators.linear_model import LinearModel
