@@ -85,8 +85,7 @@ class DiffusionSolver(Solver):
         """Reads the prior.
 
         Raises:
-            OSError: its file cannot be read.
-            ValueError: there is no such prior.
+            ValueError: there is no such prior, or its file cannot be read.
         """
         super().open(session)
         self._prior = prior_of(self.prior, session)

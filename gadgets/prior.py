@@ -14,10 +14,12 @@ def prior_of(name: str, session: Session) -> Prior:
     """The prior that a name means (see `load_prior`) on the session's device; a file that changed is read again.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: there is no such prior, or the file does not hold one.
+        ValueError: there is no such prior, or the file cannot be read or does not hold one.
     """
     file = shipped_priors().get(name) or Path(name.partition(":")[2] or name)
     changed = file.stat().st_mtime_ns if file.is_file() else None
     key = content_key("prior", name, changed, str(session.device))
-    return session.cache.get(key, lambda: load_prior(name, session.device))
+    try:
+        return session.cache.get(key, lambda: load_prior(name, session.device))
+    except OSError as error:
+        raise ValueError(f"cannot read the prior {file}: {error.strerror or error}") from error

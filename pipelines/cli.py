@@ -451,7 +451,9 @@ def _prior_file(name: str, known: dict[str, Path]) -> Path:
 def _described(path: Path) -> Description:
     try:
         return describe(path)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise SpinstreamError(f"cannot read the prior {path}: {error.strerror or error}") from error
+    except ValueError as error:
         raise SpinstreamError(str(error)) from error
 
 

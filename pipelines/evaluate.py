@@ -139,7 +139,7 @@ def evaluate(job: Evaluation, site: Site, note: Callable[[str], None], show: Pro
         By pipeline; one that failed says why.
 
     Raises:
-        PipelineError: none of the pipelines has the gadget of a parameter.
+        PipelineError: there is no such pipeline, or none of them has the gadget of a parameter.
         SpinstreamError: the raw file cannot be read, or the zoomed window does not lie within its images.
     """
     _check_parameters(job, site)
@@ -302,10 +302,7 @@ def _check_parameters(job: Evaluation, site: Site) -> None:
     """That some pipeline has the gadget of each."""
     known: set[str] = set()
     for pipeline in job.pipelines:
-        try:
-            known.update(_gadgets(pipeline, site))
-        except PipelineError:
-            continue  # told when its turn comes
+        known.update(_gadgets(pipeline, site))
     for key in job.parameters:
         gadget, dot, _ = key.partition(".")
         if not dot or gadget not in known:
