@@ -94,6 +94,17 @@ def prior_of(denoiser: Gaussian | Mixture, convention: Convention = CONVENTION) 
     return Prior(denoiser, convention, "the Gaussian prior")
 
 
+class Watched(Prior):
+    """Remembers the last noisy images: where a chain ended, before their noise was taken off."""
+
+    def __init__(self, prior: Prior) -> None:
+        super().__init__(prior.denoiser, prior.convention, prior.name)
+
+    def denoise(self, image: Tensor, sigma: float | Tensor) -> Tensor:
+        self.last = image
+        return super().denoise(image, sigma)
+
+
 @dataclass(frozen=True)
 class Posterior:
     """What a Gaussian prior and the data say.

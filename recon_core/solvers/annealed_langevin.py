@@ -28,8 +28,9 @@ def annealed_langevin(
 ) -> Estimate:
     """Draws by `x <- x + eta (s(x) + d(x)) + sqrt(2 eta) z`, z of unit variance per real channel.
 
-    The start is the mean of the image given the data and a Gaussian of the first level, with noise of that level. The
-    end is the last noisy image; a chain that is stopped before has the noise of its level taken off.
+    The start is the mean of the image given the data and a Gaussian of the first level, with noise of that level. At
+    the end the noise of the last level is taken off, by the prior and by the data: for a prior that knows no low levels
+    it would be most of the error.
 
     Args:
         problem: in the units of the prior.
@@ -44,16 +45,15 @@ def annealed_langevin(
     nothing = torch.zeros_like(problem.adjoint)
     start = problem.tempered(nothing, levels[0], None, _FIRST_ITERATIONS).expand(run.samples, *nothing.shape)
     image = start + levels[0] * _unit_noise(start, run)
-    level = levels[0]
-    for done in range(planned):
-        if not run.go_on(done, planned):
-            denoised = prior.denoise(image, level)
-            return Estimate.of(problem.tempered(denoised, level, denoised, _LAST_ITERATIONS), done, planned)
+    done, level = 0, levels[0]
+    while done < planned and run.go_on(done, planned):
         level = levels[done // steps_per_level]
         eta = step(level)
         drift = prior.score(image, level) + data_score(image, level)
         image = image + eta * drift + math.sqrt(2 * eta) * _unit_noise(image, run)
-    return Estimate.of(image, planned, planned)
+        done += 1
+    denoised = prior.denoise(image, level)
+    return Estimate.of(problem.tempered(denoised, level, denoised, _LAST_ITERATIONS), done, planned)
 
 
 def _unit_noise(like: Tensor, run: Run) -> Tensor:

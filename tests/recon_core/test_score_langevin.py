@@ -2,11 +2,11 @@ import pytest
 import torch
 
 from recon_core.priors.prior import Convention
-from recon_core.solvers.run import Run
+from recon_core.solvers.run import Estimate, Run
 from recon_core.solvers.score_langevin import score_langevin
 
 from analytic import relative
-from gaussian_problem import Gaussian, Mixture, Scan, prior_of, scan, smooth, white
+from gaussian_problem import Gaussian, Mixture, Scan, Watched, prior_of, scan, smooth, white
 
 STEP = 0.5
 
@@ -32,9 +32,9 @@ def test_tends_to_the_exact_law_of_a_gaussian_prior_with_the_known_bias_of_the_s
     some = scan(prior.draw(3), unit=3.0)
     data, step = tempered(some, level)
     law = data.posterior(prior, level).by_langevin(step)
-    result = score_langevin(
-        some.problem, prior_of(prior, at(level)), run(draws), levels=2, steps_per_level=50, step=STEP
-    )
+    watched = Watched(prior_of(prior, at(level)))
+    score_langevin(some.problem, watched, run(draws), levels=2, steps_per_level=50, step=STEP)
+    result = Estimate.of(watched.last, 0, 0)
     error = (result.image - law.mean).abs() / law.deviation * draws**0.5
     assert float(error.square().mean()) == pytest.approx(1, abs=0.35)  # smooth images have about 40 free pixels
     assert float((result.deviation / law.deviation).square().mean()) == pytest.approx(1, abs=0.03)
@@ -50,9 +50,9 @@ def test_gives_the_modes_of_a_mixture_their_weights():
     weights = data.posterior_weights(mixture, level)
     assert 0.3 < float(weights[1]) < 0.65  # the data doubt what the prior believes
     here, there = (data.posterior(part, level).mean for part in mixture.components)
-    result = score_langevin(
-        some.problem, prior_of(mixture, at(level)), run(draws), levels=2, steps_per_level=30, step=STEP
-    )
+    watched = Watched(prior_of(mixture, at(level)))
+    score_langevin(some.problem, watched, run(draws), levels=2, steps_per_level=30, step=STEP)
+    result = Estimate.of(watched.last, 0, 0)
     between = there - here
     share = torch.vdot(between.flatten(), (result.image - here).flatten()).real / between.abs().square().sum()
     assert float(share) == pytest.approx(float(weights[1]), abs=0.07)  # three deviations of the mean of the draws
@@ -66,6 +66,19 @@ def test_the_same_seed_gives_the_same_image():
     )
     assert torch.equal(first.image, again.image)
     assert not torch.equal(first.image, other.image)
+
+
+def test_ends_with_the_noise_of_the_last_level_taken_off():
+    """By a prior that knows no low levels: the posterior deviation is small beside the noise that was left."""
+    prior = Gaussian(smooth())
+    some, draws = scan(prior.draw(3)), 50
+    watched = Watched(prior_of(prior, Convention("percentile99", 0.3, 1.0)))
+    result = score_langevin(some.problem, watched, run(draws), levels=5, steps_per_level=5, highest=1.0)
+    truth = some.posterior(prior)
+    assert result.steps == result.planned
+    assert float((watched.last - truth.mean).abs().square().mean().sqrt()) > 0.25
+    assert float((result.image - truth.mean).abs().square().mean().sqrt()) < 0.05
+    assert float(result.deviation.mean()) < 0.5 * float((watched.last - watched.last.mean(0)).abs().mean())
 
 
 def test_stops_early_with_the_noise_taken_off():
