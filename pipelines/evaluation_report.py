@@ -126,7 +126,7 @@ LEGEND = (
     "The frame marks the zoomed window, the same for all pipelines. Errors: |magnitude &minus; reference| in percent "
     "of the maximum of the reference, on one scale, which ends at twice the large errors of the best pipeline. "
     "Predicted errors, where a pipeline sends a deviation: the standard deviation of the magnitude, 1/&radic;2 of that "
-    "of the complex image, on a scale of their own."
+    "of the complex image, on the scale of the errors: where they are darker, the pipeline is too sure of itself."
 )
 
 
@@ -306,10 +306,11 @@ def _picture(planes: Mapping[str, Plane], zoom: Zoom | None) -> Figure:
     predicted = [None if p.deviation is None else percent * ERROR_PER_DEVIATION * p.deviation for p in shown]
     deviating = any(plane.deviation is not None for plane in shown)
     brightest = float(np.percentile(reference, BRIGHTEST)) or float(reference.max())
+    largest = LARGEST_OF_BEST * _smallest_peak(errors)
     rows = [
         Row("", [reference, *(plane.image for plane in shown)], brightest, "gray"),
-        Row("error", [None, *errors], LARGEST_OF_BEST * _smallest_peak(errors)),
-        *([Row("predicted error", [None, *predicted], _smallest_peak(predicted))] if deviating else []),
+        Row("error", [None, *errors], largest),
+        *([Row("predicted error", [None, *predicted], largest)] if deviating else []),
     ]
     window = zoom or interesting_window([plane.image for plane in shown], reference)
     # Whole images are as high as they are, zoomed windows are square.
