@@ -31,6 +31,7 @@ from torch import Tensor
 from benchmarks.priors import opponents
 from benchmarks.priors.calibration import levels, slope
 from benchmarks.priors.images import Sample, held_out, other_contrasts, samples
+from benchmarks.priors.joint_tv import joint_tv
 from benchmarks.priors.picture import draw
 from recon_core.metrics import psnr, ssim
 from recon_core.priors.library import load_prior, shipped_priors
@@ -67,7 +68,7 @@ class Kept:
 def opponent_methods(tuning: list[Tensor], kept: Kept) -> dict[str, Method]:
     """The rows that are no priors; total variation with the weight that is best for the tuning images."""
     methods: dict[str, Method] = {"noisy": lambda sample: sample.noisy}
-    for name, solver in (("TV, joint", opponents.joint_tv), ("TV, scikit-image", opponents.channel_tv)):
+    for name, solver in (("TV, joint", joint_tv), ("TV, scikit-image", opponents.channel_tv)):
         weights = {}
         for sigma in SIGMAS:
             key = f"weight of {name} at {sigma} by {len(tuning)} slices"

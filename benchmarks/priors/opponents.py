@@ -1,4 +1,4 @@
-"""What denoised before there were learnt priors: total variation and BM3D.
+"""What denoised before there were learnt priors: total variation (see also `joint_tv`) and BM3D.
 
 BM3D is the registry's package bm3d, whose licence allows no commercial use: it is only measured against.
 """
@@ -15,7 +15,6 @@ from skimage.restoration import denoise_tv_chambolle
 from torch import Tensor
 
 from benchmarks.priors.images import Sample, samples
-from benchmarks.priors.joint_tv import joint_tv as joint_tv
 from recon_core.metrics import psnr
 
 try:

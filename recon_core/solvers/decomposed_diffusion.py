@@ -34,7 +34,8 @@ def decomposed_diffusion(
 
     The samples are means given what came before rather than draws of the posterior. For a Gaussian prior, in the limit
     of many steps, their mean is that of the posterior and their variance is half of its variance, so the deviation is
-    given as the square root of two times theirs. With few steps it is still somewhat too small (benchmarks/RESULTS.md).
+    given as the square root of two times theirs. With few steps and priors of heads it is still too small
+    (benchmarks/RESULTS.md).
 
     Args:
         problem: in the units of the prior (`LinearProblem.scaled_for`).
