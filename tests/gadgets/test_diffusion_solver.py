@@ -253,7 +253,11 @@ def shipped(monkeypatch):
 def test_a_prior_that_is_not_there_is_named_before_data_arrive(shipped, tmp_path):
     other = tmp_path / "other.safetensors"
     other.write_bytes(b"no weights")
-    for name, message in (("haed_unet", "no prior is called 'haed_unet'; there are head_"), (other, "is not a prior")):
+    for name, message in (
+        ("haed_unet", "no prior is called 'haed_unet'; there are head_"),
+        (other, "is not a prior"),
+        (tmp_path / "none.safetensors", "cannot read the prior .*none.safetensors: No such file"),
+    ):
         with pytest.raises(ValueError, match=message):
             DiffusionSolver(prior=str(name)).open(session(header()))
 

@@ -273,6 +273,12 @@ def test_a_file_without_truth_names_the_option(folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_unknown_pipeline_is_told_before_any_is_run(folder, tmp_path):
+    status, output = run("evaluate", folder / "raw.h5", "-p", "preview,cgsense", "-o", tmp_path / "out")
+    assert (status, "did you mean 'cg_sense'?" in output, "PSNR" in output) == (1, True, False), output
+    assert not (tmp_path / "out" / "index.html").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [

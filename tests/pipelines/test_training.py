@@ -258,6 +258,8 @@ def test_priors_lists_what_is_at_hand_and_prints_cards(images: Path, tmp_path: P
     for told in ("head_unet", "head_pogmdm", "head_unet_sure", "mine.safetensors", "Discs.", "MB"):
         assert told in listed.output
     assert "Learnt from" in _run("priors", "--card", "head_unet").output
+    missing = _run("priors", "--card", tmp_path / "none.safetensors")
+    assert (missing.exit_code, "cannot read the prior" in missing.output) == (1, True)
     unknown = _run("priors", "--card", "head_unit")
     assert unknown.exit_code == 1
     assert "head_unet" in unknown.output
