@@ -65,7 +65,7 @@ class DiffusionSolver(Solver):
 
     method = choice("decomposed_diffusion", tuple(METHODS), "how the image is found")
     prior = known_or_path(
-        "head_unet",
+        "head_unet_large",
         tuple(shipped_priors()),
         "what images look like: a prior that comes with the program (spinstream priors), a .safetensors file of "
         "spinstream train, or a published checkpoint as ncsnv2:FILE or pogmdm:FILE",

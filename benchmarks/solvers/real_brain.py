@@ -202,7 +202,7 @@ def main() -> None:
     """Prints and writes the tables, and draws the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder brain_16ch")
-    parser.add_argument("--prior", default="head_unet")
+    parser.add_argument("--prior", default="head_unet_large")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--weight", type=float, default=0.7, help="of total variation")

@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--tune", type=Path, required=True, help="folder of the slices that weights are tuned on")
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
     parser.add_argument("--methods", nargs="+", default=[*POINTS, *SAMPLERS], help="name[:setting=value[:...]]")
-    parser.add_argument("--priors", nargs="+", default=["head_unet"], help="names or files")
+    parser.add_argument("--priors", nargs="+", default=["head_unet_large"], help="names or files")
     parser.add_argument("--samples", nargs="+", type=int, default=[1, 4])
     parser.add_argument("--slices", type=int, default=20)
     parser.add_argument("--matrix", type=int, default=256)

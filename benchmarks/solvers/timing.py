@@ -216,7 +216,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--matrices", nargs="+", type=int, default=[128, 256, 384])
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
-    parser.add_argument("--prior", default="head_unet")
+    parser.add_argument("--prior", default="head_unet_large")
     parser.add_argument("--steps", type=int, default=5, help="timed in each of the rounds")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("-o", "--output", type=Path, required=True)

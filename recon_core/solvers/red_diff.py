@@ -27,10 +27,10 @@ def red_diff(
     run: Run,
     *,
     steps: int = 100,
-    weight: float = 1.0,
+    weight: float = 4.0,
     rate: float = 0.1,
     highest: float = 1.0,
-    ending: float = 0.5,
+    ending: float = 0.25,
     spacing: Spacing = "level",
 ) -> Estimate:
     """RED-diff (Mardani et al., ICLR 2024, arXiv 2305.04391), as paper 001 takes it to MRI, with noise-matched weights.
@@ -44,9 +44,10 @@ def red_diff(
     `weight / s_y^2 (mu - D(mu + s eps))` with the denoiser D.
 
     Three changes let a hundred steps do. The levels fall by the same fraction at every step, where the paper's times
-    are spread evenly and 19 in 20 of them lie above the level 0.17. They end near `s_y`, below which the weight falls
-    ever further behind the true one and the noise would come back. And the rate of learning falls along a quarter of a
-    cosine to 1 %, so that the last image is at rest. (`highest=160, ending=0, spacing="time"` takes the paper's times.)
+    are spread evenly and 19 in 20 of them lie above the level 0.17. They end at a fraction of `s_y`, below which the
+    weight falls ever further behind the true one and the noise would come back: with the weight 4 it is the true one
+    at `s_y / 2`. Levels that end higher leave an image blurred by what the denoiser takes for noise there. And the
+    rate of learning falls along a quarter of a cosine to 1 %, so that the last image is at rest. (`highest=160, ending=0, spacing="time"` takes the paper's times.)
 
     The start is what 10 iterations of conjugate gradients make of the data. RED-diff looks for a mode: samples differ
     by the noise of the optimisation alone, and their spread is not that of the posterior.

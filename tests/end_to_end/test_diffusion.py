@@ -57,5 +57,5 @@ def test_the_preview_comes_first_and_the_history_says_what_was_done(folder):
     (preview,), (image,) = (series(folder / "diffusion.h5", index) for index in (2, 1))
     assert preview.image_index == image.image_index == 1
     history = image.meta["ImageProcessingHistory"]
-    assert any("decomposed_diffusion with head_unet, 4 samples, 20 of 20 steps in " in line for line in history)
+    assert any("decomposed_diffusion with head_unet_large, 4 samples, 20 of 20 steps in " in line for line in history)
     assert "seed 0" in history
