@@ -47,7 +47,8 @@ def red_diff(
     are spread evenly and 19 in 20 of them lie above the level 0.17. They end at a fraction of `s_y`, below which the
     weight falls ever further behind the true one and the noise would come back: with the weight 4 it is the true one
     at `s_y / 2`. Levels that end higher leave an image blurred by what the denoiser takes for noise there. And the
-    rate of learning falls along a quarter of a cosine to 1 %, so that the last image is at rest. (`highest=160, ending=0, spacing="time"` takes the paper's times.)
+    rate of learning falls along a quarter of a cosine to 1 %, so that the last image is at rest. (`highest=160,
+    ending=0, spacing="time"` takes the paper's times.)
 
     The start is what 10 iterations of conjugate gradients make of the data. RED-diff looks for a mode: samples differ
     by the noise of the optimisation alone, and their spread is not that of the posterior.
