@@ -105,13 +105,14 @@ class Bench:
         return candidates[max(range(len(candidates)), key=lambda i: mean(gains[i]))]
 
     def table(self, rows: list[Row], kept: KeptInTime, any_prior: Prior) -> str:
-        """Markdown with its heading."""
+        """Markdown with its heading; rows without any score are left out."""
         scores = self.scores(rows, kept, any_prior)
         tuned = {row.key: self.tuned(row.method, kept, any_prior) for row in rows}
         header = ["samples", "PSNR in dB", "SSIM", "NMSE in %", "s per slice", "network calls", "slices"]
         cells = {
             _label(row, tuned[row.key]): _cells(row, scores[row.key])
             for row in sorted(rows, key=lambda row: row.samples if row.prior else 0)
+            if scores[row.key]
         }
         case = self.scanner.case
         title = f"{case.name}: R = {case.acceleration(self.scanner.matrix):.2f}, {case.coils} coils"
@@ -141,8 +142,8 @@ def _cells(row: Row, scores: list[Score]) -> list[str]:
         cell([s.psnr for s in scores], 2),
         cell([s.ssim for s in scores], 3),
         cell([100 * s.nmse for s in scores], 2),
-        f"{mean(s.seconds for s in scores):.2f}" if scores else "-",
-        f"{mean(s.calls for s in scores):.0f}" if scores else "-",
+        f"{mean(s.seconds for s in scores):.2f}",
+        f"{mean(s.calls for s in scores):.0f}",
         str(len(scores)),
     ]
 
