@@ -1,18 +1,21 @@
 """RED-diff and decomposed diffusion as one usually writes them: from the papers, slice by slice, in single precision.
 
-The operator visits the samples in every step, and RED-diff leaves its gradient to autograd.
+The operator visits the samples in every step, and RED-diff leaves its gradient to autograd. The network computes in
+single precision too (`in_single_precision`), where our priors take bfloat16 on devices that have it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from recon_core.priors.prior import Prior
+from recon_core.priors.unet import UNet
 
 _TIMES, _BETAS = 1000, (1e-4, 0.02)
 
@@ -42,6 +45,28 @@ class MaskedFft:
         """A^H kspace."""
         shifted = torch.fft.ifft2(torch.fft.ifftshift(self._mask * kspace, (-2, -1)), norm="ortho")
         return (self._coil_maps.conj() * torch.fft.fftshift(shifted, (-2, -1))).sum(0)
+
+
+class _SinglePrecision(nn.Module):
+    """A network that no autocast around it reaches."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor, noise: Tensor) -> Tensor:
+        with torch.autocast(image.device.type, enabled=False):
+            result: Tensor = self.network(image, noise)
+        return result
+
+
+def in_single_precision(prior: Prior) -> Prior:
+    """The same prior, its U-Net in single precision; other priors compute in that of their weights already."""
+    if not isinstance(prior.denoiser, UNet):
+        return prior
+    denoiser = deepcopy(prior.denoiser)
+    denoiser.network = _SinglePrecision(denoiser.network)
+    return Prior(denoiser, prior.convention, prior.name)
 
 
 def red_diff(
