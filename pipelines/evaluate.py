@@ -6,6 +6,7 @@ ImageScaleFactor. `metrics.json` holds for each pipeline the means over its slic
     scale   the factor that its images were multiplied by: fitted to a truth that is brought, 1 for the file's own
     spread  standard deviations over the slices
     slices  the same figures of each slice, with its number and its other counters, counted from 0
+    notes   what a reader of the figures must know: slices that are left out, deviations that are too small
 
 or, for a pipeline that failed, `error` alone. What is not known, and what is not finite, is null.
 """
@@ -23,12 +24,14 @@ from typing import Any, TypeAlias
 import ismrmrd
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gadgets.gadget import Header
 from gadgets.image_export import SERIES
 from gadgets.noise_prewhitening import NoisePrewhitening
 from pipelines.errors import PipelineError, SpinstreamError
-from pipelines.image_series import images_of_main_series, kind_of, magnitude_of, solver_report
+from pipelines.expected_images import expected_images
+from pipelines.image_series import field_of, images_of_main_series, kind_of, magnitude_of, solver_report
 from pipelines.registry import nearest
 from pipelines.replay import Progress, Replay, local_definition, replay_here
 from pipelines.session import Site, read_header
@@ -40,8 +43,13 @@ from recon_core.simulation import object_mask
 
 Figures: TypeAlias = dict[str, float | None]
 
+LEAST_COVERAGE = 0.7
+"""Of the 90 % interval; exact draws of the posterior cover 0.69 if there are 2 of them, and more of more."""
+
 Zoom: TypeAlias = tuple[int, int, int]
 """First row, first column and edge of a square window, in pixels."""
+
+Counters: TypeAlias = Mapping[str, int]
 
 COUNTERS = ("slice", "contrast", "phase", "repetition", "set")
 
@@ -68,6 +76,29 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Fields:
+    """The off-resonance of an image `[z, y, x]`, or of a slice of it `[y, x]`, in Hz, signal ~ exp(-2 pi i psi t).
+
+    Attributes:
+        estimated: as a pipeline sent it.
+        true: not a number outside of the object.
+    """
+
+    estimated: NDArray[np.float32]
+    true: NDArray[np.float32]
+
+    def of_partition(self, number: int) -> Fields | None:
+        """Those of one slice, where there is any object in it."""
+        true = self.true[number]
+        return Fields(self.estimated[number], true) if np.isfinite(true).any() else None
+
+    @property
+    def error(self) -> NDArray[np.float32]:
+        """Not a number outside of the object."""
+        return self.estimated - self.true
+
+
+@dataclass(frozen=True)
 class Plane:
     """One slice as a pipeline sent it, on the scale of the truth.
 
@@ -76,14 +107,21 @@ class Plane:
         image: magnitudes `[y, x]`.
         reference: those of the truth.
         deviation: standard deviation of the complex image, where the pipeline sends one.
+        fields: where the pipeline sends a field map, and the truth is known.
         figures: by name.
     """
 
-    counters: Mapping[str, int]
+    counters: Counters
     image: Magnitudes
     reference: Magnitudes
     deviation: Magnitudes | None
+    fields: Fields | None
     figures: Figures
+
+    @property
+    def label(self) -> str:
+        """ "slice 3, repetition 1"."""
+        return _label(self.counters)
 
 
 @dataclass(frozen=True)
@@ -93,11 +131,13 @@ class Outcome:
     Attributes:
         scale: the factor that its images were multiplied by.
         planes: in the order of their counters; none where it failed.
+        notes: what a reader of the figures must know.
         error: why it failed.
     """
 
     scale: float = 1.0
     planes: tuple[Plane, ...] = ()
+    notes: tuple[str, ...] = ()
     error: str | None = None
 
     @property
@@ -123,7 +163,8 @@ class Outcome:
         if self.error is not None:
             return {"error": self.error}
         slices = [{**plane.counters, **_finite(plane.figures)} for plane in self.planes]
-        return {**_finite(self.mean), "scale": self.scale, "spread": _finite(self.spread), "slices": slices}
+        spread, notes = _finite(self.spread), list(self.notes)
+        return {**_finite(self.mean), "scale": self.scale, "spread": spread, "slices": slices, "notes": notes}
 
 
 def evaluate(job: Evaluation, site: Site, note: Callable[[str], None], show: Progress) -> dict[str, Outcome]:
@@ -140,17 +181,21 @@ def evaluate(job: Evaluation, site: Site, note: Callable[[str], None], show: Pro
 
     Raises:
         PipelineError: there is no such pipeline, or none of them has the gadget of a parameter.
-        SpinstreamError: the raw file cannot be read, or the zoomed window does not lie within its images.
+        SpinstreamError: the raw file cannot be read, or the truth or the zoomed window does not fit its images.
     """
     _check_parameters(job, site)
     outcomes = {}
     with RawFile(job.raw, job.group) as raw:
+        header = read_header(raw.header_xml)
         if job.zoom is not None:
-            _check_zoom(job.zoom, read_header(raw.header_xml))
+            _check_zoom(job.zoom, header)
+        _check_truth(job, raw, header)
         for pipeline in job.pipelines:
             fresh = replace(site, cache=ContentCache(site.cache.limit_bytes))
             try:
                 outcomes[pipeline] = _outcome(job, pipeline, raw, fresh, note, show)
+                for text in outcomes[pipeline].notes:
+                    note(f"{pipeline}: {text}")
             except SpinstreamError as error:
                 outcomes[pipeline] = Outcome(error=str(error))
                 note(f"{pipeline} failed: {error}")
@@ -168,6 +213,13 @@ class _Arrival:
     @property
     def key(self) -> tuple[int, ...]:
         return tuple(int(getattr(self.image, name)) for name in COUNTERS)
+
+    def is_of(self, series: str) -> bool:
+        return kind_of(self.image) == SERIES[series].description
+
+    def counters(self, partition: int) -> Counters:
+        counters = {name: value for name, value in zip(COUNTERS, self.key, strict=True) if value}
+        return {**counters, "slice": self.key[0] * len(self.reference) + partition}
 
 
 def _outcome(
@@ -218,46 +270,80 @@ def _judged(arrivals: Sequence[_Arrival], truth: Truth) -> Outcome:
     main = images_of_main_series([arrival.image for arrival in arrivals])
     judged = [arrival for arrival in arrivals if any(arrival.image is image for image in main)]
     scale = 1.0 if truth.own else _fitted_scale(judged)
-    deviations = {
-        arrival.key: scale * magnitude_of(arrival.image)
-        for arrival in arrivals
-        if kind_of(arrival.image) == SERIES["deviation"].description
-    }
+    deviations = {a.key: scale * magnitude_of(a.image) for a in arrivals if a.is_of("deviation")}
+    fields = _fields(arrivals, truth)
     planes: list[Plane] = []
+    empty: list[Counters] = []
     before = 0.0
     for arrival in judged:
-        planes += _planes(arrival, scale, deviations.get(arrival.key), arrival.seconds - before)
+        planes += _planes(
+            arrival, scale, deviations.get(arrival.key), fields.get(arrival.key), arrival.seconds - before
+        )
+        empty += [arrival.counters(number) for number, reference in enumerate(arrival.reference) if not reference.any()]
         before = arrival.seconds
-    found = {plane.counters["slice"] for plane in planes}
+    found = {counters["slice"] for counters in (*empty, *(plane.counters for plane in planes))}
     if truth.places.count not in (None, len(found)):
         listed = ", ".join(map(str, sorted(found)))
         raise ValueError(f"expected the {truth.places.count} slices of the truth, got slices {listed}, counted from 0")
-    return Outcome(scale, tuple(sorted(planes, key=lambda plane: [plane.counters.get(name, 0) for name in COUNTERS])))
+    if not planes:
+        raise ValueError("the truth is zero in all slices")
+    planes.sort(key=lambda plane: [plane.counters.get(name, 0) for name in COUNTERS])
+    return Outcome(scale, tuple(planes), tuple(_notes(planes, empty)))
+
+
+def _notes(planes: Sequence[Plane], empty: Sequence[Counters]) -> Iterator[str]:
+    """What a reader of the figures must know."""
+    if empty:
+        yield f"left out, since the truth is zero there: {'; '.join(map(_label, empty))}"
+    covered = [value for plane in planes if (value := plane.figures.get("coverage")) is not None]
+    if covered and statistics.fmean(covered) < LEAST_COVERAGE:
+        yield (
+            f"the 90 % interval covers {statistics.fmean(covered):.0%} of the truth only: the errors are larger than "
+            "the deviation says, so the prior does not suit these images, or the model does not suit these data"
+        )
+
+
+def _fields(arrivals: Sequence[_Arrival], truth: Truth) -> dict[tuple[int, ...], Fields]:
+    """The field maps that a pipeline sent, by their counters, where the truth is known."""
+    if truth.field_hz is None:
+        return {}
+    maps = [arrival for arrival in arrivals if arrival.is_of("field_map")]
+    return {a.key: Fields(field_of(a.image), truth.field_hz.at(a.image)) for a in maps}
 
 
 def _fitted_scale(arrivals: Sequence[_Arrival]) -> float:
-    """The one factor that brings the magnitudes of all images closest to the truth."""
-    images = [magnitude_of(arrival.image).astype(np.float64) for arrival in arrivals]
-    energy = sum(float((image**2).sum()) for image in images)
+    """The one factor that brings the magnitudes of all slices that have a truth closest to it."""
+    overlap = energy = 0.0
+    for arrival in arrivals:
+        judged = arrival.reference.any((-2, -1))
+        image = magnitude_of(arrival.image)[judged].astype(np.float64)
+        overlap += float((image * arrival.reference[judged]).sum())
+        energy += float((image**2).sum())
     if not energy > 0:
         raise ValueError("the images are all zero, so no factor brings them to the scale of the truth")
-    return sum(float((i * a.reference).sum()) for i, a in zip(images, arrivals, strict=True)) / energy
+    return overlap / energy
 
 
-def _planes(arrival: _Arrival, scale: float, deviations: Magnitudes | None, seconds: float) -> Iterator[Plane]:
-    """The partitions of an image, each as a slice."""
+def _planes(
+    arrival: _Arrival, scale: float, deviations: Magnitudes | None, fields: Fields | None, seconds: float
+) -> Iterator[Plane]:
+    """The partitions of an image, each as a slice, where the truth is not zero."""
     images = np.float32(scale) * magnitude_of(arrival.image)
     steps, solver_seconds = solver_report(arrival.image)
     for number, (image, reference) in enumerate(zip(images, arrival.reference, strict=True)):
-        counters = {name: value for name, value in zip(COUNTERS, arrival.key, strict=True) if value}
-        counters = {**counters, "slice": arrival.key[0] * len(images) + number}
+        if not reference.any():
+            continue
+        counters = arrival.counters(number)
         deviation = None if deviations is None else deviations[number]
+        field = None if fields is None else fields.of_partition(number)
         try:
             compared = compare(image, reference, deviation)
         except ValueError as error:
-            raise ValueError(f"slice {counters['slice']}: {error}") from error
+            raise ValueError(f"{_label(counters)}: {error}") from error
+        if field is not None:
+            compared |= compare_fields(field, reference)
         figures: Figures = {"seconds": seconds / len(images), "steps": steps, "solver_seconds": solver_seconds}
-        yield Plane(counters, image, reference, deviation, {**compared, **figures})
+        yield Plane(counters, image, reference, deviation, field, {**compared, **figures})
 
 
 def compare(image: Magnitudes, reference: Magnitudes, deviation: Magnitudes | None = None) -> Figures:
@@ -278,6 +364,30 @@ def compare(image: Magnitudes, reference: Magnitudes, deviation: Magnitudes | No
     return figures
 
 
+def compare_fields(fields: Fields, magnitude: Magnitudes) -> Figures:
+    """How far a field map `[y, x]` is from the truth, within the object.
+
+    Args:
+        fields: both.
+        magnitude: of the true image, `[y, x]`.
+
+    Returns:
+        field_rmse_hz, and field_rmse_hz_weighted by the magnitude; that is None where the object gives no signal.
+    """
+    inside = np.isfinite(fields.true)
+    squared = fields.error[inside].astype(np.float64) ** 2
+    weight = magnitude[inside].astype(np.float64)
+    return {
+        "field_rmse_hz": math.sqrt(squared.mean()),
+        "field_rmse_hz_weighted": math.sqrt(np.average(squared, weights=weight)) if weight.any() else None,
+    }
+
+
+def _label(counters: Counters) -> str:
+    """Which image it is, for people."""
+    return ", ".join(f"{name} {counters[name]}" for name in COUNTERS if name in counters)
+
+
 def _finite(figures: Figures) -> Figures:
     """For JSON, which has no infinity."""
     return {name: value if value is not None and math.isfinite(value) else None for name, value in figures.items()}
@@ -296,6 +406,16 @@ def _check_zoom(zoom: Zoom, header: Header) -> None:
                 f"expected a window within the images [y, x] = [{size.y}, {size.x}], got {edge} x {edge} pixels from "
                 f"row {top} and column {left}"
             )
+
+
+def _check_truth(job: Evaluation, raw: RawFile, header: Header) -> None:
+    """That it is of the slices that the raw data give; what pipelines make of them is held against it once more."""
+    try:
+        images = expected_images(raw, header)
+        if images:
+            job.truth.places.check(images)
+    except ValueError as error:
+        raise SpinstreamError(f"the truth {job.truth.name} does not fit {job.raw.name}: {error}") from error
 
 
 def _check_parameters(job: Evaluation, site: Site) -> None:

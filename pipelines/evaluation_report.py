@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from pipelines.errors import FileError
-from pipelines.evaluate import COUNTERS, Evaluation, Outcome, Plane, Zoom
+from pipelines.evaluate import Evaluation, Outcome, Plane, Zoom
 from pipelines.sinks.folder import output_folder
 from pipelines.truth import Magnitudes
 from recon_core.simulation import object_mask
@@ -56,12 +56,22 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """Maps `[y, x]` that are shown on one scale, from 0 to `largest`: the reference's, if any, then the pipelines'."""
+    """Maps `[y, x]` that are shown on one scale: the reference's, if any, then the pipelines'.
+
+    Attributes:
+        title: beside them; without one there is no colour bar.
+        maps: what is not a number stays blank.
+        smallest, largest: ends of the scale.
+        colours: matplotlib's name of them.
+        unit: of the scale.
+    """
 
     title: str
     maps: Sequence[Magnitudes | None]
     largest: float
+    smallest: float = 0.0
     colours: str = "magma"
+    unit: str = "% of the maximum"
 
 
 COLUMNS = {
@@ -73,6 +83,8 @@ COLUMNS = {
     "solver_seconds": Column("solver seconds", ".3g"),
     "correlation": Column("correlation of error and deviation", ".3f"),
     "coverage": Column("coverage of the 90 % interval", ".3f"),
+    "field_rmse_hz": Column("field error / Hz", ".2f"),
+    "field_rmse_hz_weighted": Column("weighted field error / Hz", ".2f"),
 }
 """By the name of the figure; one that is not here is shown under its name."""
 
@@ -96,12 +108,14 @@ th:first-child, td:first-child { text-align: left; }
 img { max-width: 100%; }
 small { color: #777; }
 .error { color: #a00; white-space: pre-wrap; }
+.note { color: #850; }
 </style>
 </head>
 <body>
 <h1>$title</h1>
 <p>$basis</p>
 $failures
+$notes
 $table
 <p><small>$definitions</small></p>
 $curves
@@ -119,14 +133,17 @@ DEFINITIONS = (
     "the whole slice, range: the maximum of the reference; NMSE = |x &minus; ref|&sup2; / |ref|&sup2;. Seconds: from "
     "one image to the next, the whole pipeline without its start-up; solver seconds and steps: as the history of the "
     "image says. Correlation and coverage: within the object; exact draws of the posterior would cover 0.81 if there "
-    "are 4 of them, 0.88 if there are 16."
+    "are 4 of them, 0.88 if there are 16. Field error: root mean square of estimate minus truth within the object; "
+    "weighted: by the true magnitude."
 )
 
 LEGEND = (
     "The frame marks the zoomed window, the same for all pipelines. Errors: |magnitude &minus; reference| in percent "
     "of the maximum of the reference, on one scale, which ends at twice the large errors of the best pipeline. "
     "Predicted errors, where a pipeline sends a deviation: the standard deviation of the magnitude, 1/&radic;2 of that "
-    "of the complex image, on the scale of the errors: where they are darker, the pipeline is too sure of itself."
+    "of the complex image, on the scale of the errors: where they are darker, the pipeline is too sure of itself. "
+    "Fields, where a pipeline sends a map: off-resonance &psi; in Hz, signal ~ exp(&minus;2&pi;i&psi;t), within the "
+    "object; the scale of their errors ends at twice the large errors of the best pipeline."
 )
 
 
@@ -171,7 +188,8 @@ def write_report(folder: Path, job: Evaluation, outcomes: Mapping[str, Outcome])
 def summary(outcomes: Mapping[str, Outcome]) -> Iterator[str]:
     """One line of text for each pipeline."""
     for name, outcome in outcomes.items():
-        figures = ", ".join(f"{COLUMNS[key].title} {_mean(outcome, key)}" for key in (*JUDGED, "seconds"))
+        known = [key for key in (*JUDGED, "field_rmse_hz", "seconds") if key in outcome.mean]
+        figures = ", ".join(f"{COLUMNS[key].title} {_mean(outcome, key)}" for key in known)
         yield f"{name}: {figures if outcome.error is None else 'failed, as told above'}"
 
 
@@ -184,6 +202,11 @@ def _page(job: Evaluation, outcomes: Mapping[str, Outcome], pictures: Mapping[st
             f'<p class="error">{escape(f"{name} failed: {outcome.error}")}</p>\n'
             for name, outcome in outcomes.items()
             if outcome.error is not None
+        ),
+        notes="".join(
+            f'<p class="note">{escape(f"{name}: {text}")}</p>\n'
+            for name, outcome in outcomes.items()
+            for text in outcome.notes
         ),
         table=_means_table(outcomes),
         definitions=DEFINITIONS,
@@ -223,7 +246,7 @@ def _means_table(outcomes: Mapping[str, Outcome]) -> str:
 def _slices_table(outcomes: Mapping[str, Outcome]) -> str:
     keys = _figure_names(outcomes)
     rows = [
-        [_label(plane), name, *(_number(plane.figures.get(key), key) for key in keys)]
+        [plane.label, name, *(_number(plane.figures.get(key), key) for key in keys)]
         for name, outcome in outcomes.items()
         for plane in outcome.planes
     ]
@@ -263,17 +286,12 @@ def _spread(outcome: Outcome, key: str) -> float | None:
     return outcome.spread.get(key) or None
 
 
-def _label(plane: Plane) -> str:
-    """ "slice 3, repetition 1"."""
-    return ", ".join(f"{name} {plane.counters[name]}" for name in COUNTERS if name in plane.counters)
-
-
 def _by_slice(outcomes: Mapping[str, Outcome]) -> dict[str, dict[str, Plane]]:
     """Planes by slice, then by pipeline."""
     slices: dict[str, dict[str, Plane]] = {}
     for name, outcome in outcomes.items():
         for plane in outcome.planes:
-            slices.setdefault(_label(plane), {})[name] = plane
+            slices.setdefault(plane.label, {})[name] = plane
     return slices
 
 
@@ -284,7 +302,7 @@ def _curves(outcomes: Mapping[str, Outcome]) -> Figure:
     for axes, key in zip(figure.subplots(1, len(JUDGED)), JUDGED, strict=True):
         for name, outcome in outcomes.items():
             if outcome.planes:
-                places = [labels.index(_label(plane)) for plane in outcome.planes]
+                places = [labels.index(plane.label) for plane in outcome.planes]
                 values = [plane.figures[key] for plane in outcome.planes]
                 axes.plot(places, values, "o-", markersize=4, label=_plain(name))
         axes.set_title(_title(key))
@@ -298,7 +316,7 @@ def _curves(outcomes: Mapping[str, Outcome]) -> Figure:
 
 
 def _picture(planes: Mapping[str, Plane], zoom: Zoom | None) -> Figure:
-    """Rows: images, errors and predicted errors, each with its zoom below; columns: the reference, the pipelines."""
+    """Rows: images, errors, predicted errors and fields, each with its zoom below; columns: reference, pipelines."""
     shown = list(planes.values())
     reference = shown[0].reference
     percent = np.float32(100 / reference.max())
@@ -308,9 +326,10 @@ def _picture(planes: Mapping[str, Plane], zoom: Zoom | None) -> Figure:
     brightest = float(np.percentile(reference, BRIGHTEST)) or float(reference.max())
     largest = LARGEST_OF_BEST * _smallest_peak(errors)
     rows = [
-        Row("", [reference, *(plane.image for plane in shown)], brightest, "gray"),
+        Row("", [reference, *(plane.image for plane in shown)], brightest, colours="gray"),
         Row("error", [None, *errors], largest),
         *([Row("predicted error", [None, *predicted], largest)] if deviating else []),
+        *_field_rows(shown),
     ]
     window = zoom or interesting_window([plane.image for plane in shown], reference)
     # Whole images are as high as they are, zoomed windows are square.
@@ -328,6 +347,23 @@ def _picture(planes: Mapping[str, Plane], zoom: Zoom | None) -> Figure:
     return figure
 
 
+def _field_rows(planes: Sequence[Plane]) -> list[Row]:
+    """The field and its errors, where a pipeline sends one."""
+    fields = [plane.fields for plane in planes]
+    known = [each for each in fields if each is not None]
+    if not known:
+        return []
+    true = known[0].true
+    shown = [None if each is None else np.where(np.isfinite(true), each.estimated, np.nan) for each in fields]
+    errors = [None if each is None else each.error for each in fields]
+    largest = float(np.nanmax(np.abs(true), initial=0.0)) or 1.0
+    largest_error = LARGEST_OF_BEST * _smallest_peak([None if each is None else np.abs(each) for each in errors])
+    return [
+        Row("field", [true, *shown], largest, -largest, "coolwarm", "Hz"),
+        Row("error of the field", [None, *errors], largest_error, -largest_error, "coolwarm", "Hz"),
+    ]
+
+
 def _draw_row(figure: Figure, row: Row, grid: NDArray[np.object_], window: Zoom) -> None:
     """A row of maps and the row of their zooms."""
     top, left, edge = window
@@ -335,17 +371,20 @@ def _draw_row(figure: Figure, row: Row, grid: NDArray[np.object_], window: Zoom)
         if values is None:
             continue
         for axes, part in ((whole, values), (zoomed, values[top : top + edge, left : left + edge])):
-            drawn = axes.imshow(part, cmap=row.colours, vmin=0, vmax=row.largest, interpolation="nearest")
+            drawn = axes.imshow(part, cmap=row.colours, vmin=row.smallest, vmax=row.largest, interpolation="nearest")
         frame = Rectangle((left - 0.5, top - 0.5), edge, edge, fill=False, edgecolor="#ffb000", linewidth=1)
         whole.add_patch(frame)
     if row.title:
-        figure.colorbar(drawn, ax=list(grid[:, -1]), label="% of the maximum", extend="max", shrink=0.8)
-        grid[0, 0].text(0.96, 0.5, row.title, ha="right", va="center", transform=grid[0, 0].transAxes, fontsize=10)
+        extend = "both" if row.smallest < 0 else "max"
+        figure.colorbar(drawn, ax=list(grid[:, -1]), label=row.unit, extend=extend, shrink=0.8)
+        place = 0.96 if row.maps[0] is None else -0.04
+        beside = {"ha": "right", "va": "center", "rotation": "vertical", "fontsize": 10}
+        grid[0, 0].text(place, 0.5, row.title, transform=grid[0, 0].transAxes, **beside)
 
 
 def _smallest_peak(maps: Sequence[Magnitudes | None]) -> float:
     """Of the map whose large values are smallest: a poor pipeline must not hide what the good ones do."""
-    return min(float(np.percentile(values, LARGEST_ERROR)) for values in maps if values is not None) or 1.0
+    return min(float(np.nanpercentile(values, LARGEST_ERROR)) for values in maps if values is not None) or 1.0
 
 
 def interesting_window(images: Sequence[Magnitudes], reference: Magnitudes) -> Zoom:

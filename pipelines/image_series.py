@@ -55,6 +55,18 @@ def magnitude_of(image: ismrmrd.Image) -> NDArray[np.float32]:
     return np.asarray(np.abs(values[0]) / (scale or 1.0), np.float32)
 
 
+def field_of(image: ismrmrd.Image) -> NDArray[np.float32]:
+    """The off-resonance `[z, y, x]` in Hz that an image of a field map series holds.
+
+    Raises:
+        ValueError: it has several channels.
+    """
+    values = components(image)[0][1]
+    if len(values) != 1:
+        raise ValueError(f"expected field maps of one channel, got {len(values)}")
+    return np.asarray(values[0], np.float32)
+
+
 def solver_report(image: ismrmrd.Image) -> tuple[int | None, float | None]:
     """Steps and seconds per slice of the solver, as the image's history tells them; None where it does not."""
     for line in reversed(values_of(image, "ImageProcessingHistory")):

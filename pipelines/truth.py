@@ -6,7 +6,7 @@ has none. Nothing is interpolated: a truth of another grid is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,13 @@ class Places(Protocol):
             ValueError: it has none for some of them.
         """
 
+    def check(self, images: Sequence[ismrmrd.Image]) -> None:
+        """Takes one image of each slice of a scan.
+
+        Raises:
+            ValueError: the truth is not one of these slices.
+        """
+
 
 @dataclass(frozen=True)
 class Truth:
@@ -58,12 +65,15 @@ class Truth:
         places: where it lies.
         own: whether it is that of the raw file itself: then it is on the scale of the images, and no factor is fitted.
         whitened: whether images are on that scale only after prewhitening.
+        field_hz: the off-resonance psi in Hz with signal ~ exp(-2 pi i psi t), not a number outside of the object;
+            None where it is not known.
     """
 
     name: str
     places: Places
     own: bool
     whitened: bool
+    field_hz: Places | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +97,15 @@ class BySlice:
                 f"{list(shape)} of slice {number}, counted from 0"
             )
         return found
+
+    def check(self, images: Sequence[ismrmrd.Image]) -> None:
+        """See `Places`."""
+        z, y, x = images[0].data.shape[1:]
+        expected = [z if z > 1 else 1 + max(int(image.slice) for image in images), y, x]
+        if list(self.slices.shape) != expected:
+            raise ValueError(
+                f"expected [slice, y, x] = {expected}, which is what the raw data give, got {list(self.slices.shape)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -115,6 +134,11 @@ class ByGeometry:
             "geometry and goes by the number of the slice)"
         )
 
+    def check(self, images: Sequence[ismrmrd.Image]) -> None:
+        """See `Places`."""
+        for image in images:
+            self.at(image)
+
 
 def _voxels(affine: Affine, image: ismrmrd.Image) -> NDArray[np.float64]:
     """Where the voxels of an image lie in a volume: `[z, y, x, (z, y, x)]` in its voxels."""
@@ -132,7 +156,7 @@ def own_truth(raw: Path) -> Truth:
     """
     with _reading(raw):
         slices, noisy = _simulated(raw)
-        return Truth(raw.name, BySlice(_valid(slices)), own=True, whitened=noisy)
+        return Truth(raw.name, BySlice(_valid(slices)), own=True, whitened=noisy, field_hz=_simulated_field(raw))
 
 
 def brought_truth(path: Path, key: str | None = None) -> Truth:
@@ -150,7 +174,8 @@ def brought_truth(path: Path, key: str | None = None) -> Truth:
     if suffix is None:
         raise FileError(f"the truth {path.name}: expected a file that ends in {', '.join(READERS)}")
     with _reading(path):
-        return Truth(path.name, READERS[suffix](path, key), own=False, whitened=False)
+        field = _simulated_field(path) if suffix == ".h5" else None
+        return Truth(path.name, READERS[suffix](path, key), own=False, whitened=False, field_hz=field)
 
 
 @contextmanager
@@ -163,14 +188,20 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _valid(values: NDArray[np.generic]) -> Magnitudes:
-    """Magnitudes of what a file holds, as slices `[slice, y, x]`."""
+    """Magnitudes of what a file holds, as slices `[slice, y, x]`, of which some have signal."""
+    slices = _magnitudes(values)
+    if not slices.any():
+        raise ValueError("it holds nothing but zeros")
+    return slices
+
+
+def _magnitudes(values: NDArray[np.generic]) -> Magnitudes:
+    """Those of what a file holds, as slices `[slice, y, x]`."""
     if values.dtype.kind not in "fiuc" or values.ndim not in (2, 3):
         raise ValueError(f"expected numbers [slice, y, x] or [y, x], got {values.dtype} {list(values.shape)}")
     slices = np.asarray(np.abs(values.reshape(-1, *values.shape[-2:])), np.float32)
     if not np.isfinite(slices).all():
         raise ValueError("it holds values that are not finite")
-    if not slices.any():
-        raise ValueError("it holds nothing but zeros")
     return slices
 
 
@@ -189,6 +220,15 @@ def _simulated(path: Path) -> tuple[Magnitudes, bool]:
     precision = np.linalg.inv(covariance.astype(np.complex128))
     sensitivity = np.einsum("scyx,cd,sdyx->syx", maps.conj(), precision, maps, optimize=True).real
     return np.abs(image) * np.sqrt(sensitivity), True
+
+
+def _simulated_field(path: Path) -> BySlice | None:
+    """The off-resonance in Hz within the object, or None where the file holds none."""
+    with h5py.File(path) as file:
+        if "truth/field_map_hz" not in file:
+            return None
+        field, mask = (file[f"truth/{name}"][()] for name in ("field_map_hz", "mask"))
+    return BySlice(np.where(mask, field, np.float32(np.nan)))
 
 
 def _from_npz(path: Path, key: str | None) -> Places:
@@ -223,7 +263,10 @@ def _from_h5(path: Path, key: str | None) -> Places:
     with closing(ismrmrd.Dataset(str(path), "dataset", False)) as dataset:
         images = [dataset.read_image(name, i) for name in groups for i in range(dataset.number_of_images(name))]
     series = images_of_main_series(images)
-    return ByGeometry(tuple((_valid(magnitude_of(image)), affine_of_image(image.getHead())) for image in series))
+    volumes = tuple((_magnitudes(magnitude_of(image)), affine_of_image(image.getHead())) for image in series)
+    if not any(values.any() for values, _ in volumes):
+        raise ValueError("it holds nothing but zeros")
+    return ByGeometry(volumes)
 
 
 READERS: Mapping[str, Callable[[Path, str | None], Places]] = {

@@ -8,6 +8,7 @@ import ismrmrd
 import nibabel
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from scipy import ndimage
 
@@ -16,12 +17,12 @@ from gadgets.gadget import IMAGE, Gadget
 from pipelines.cli import main
 from pipelines.definition import DEFINITIONS
 from pipelines.evaluate import Evaluation, compare, evaluate
-from pipelines.evaluation_report import interesting_window
+from pipelines.evaluation_report import interesting_window, report_folder, write_report
 from pipelines.image_series import images_of_main_series, solver_report
 from pipelines.registry import installed_gadgets
 from pipelines.session import Site
 from pipelines.simulate import SimulationSettings, simulate
-from pipelines.truth import own_truth
+from pipelines.truth import brought_truth, own_truth
 
 from image_items import mrd_image
 
@@ -125,7 +126,8 @@ def test_every_entry_has_the_same_names(evaluated):
     measured = {"psnr", "ssim", "nmse", "seconds", "steps", "solver_seconds"}
     for name in ("preview", "cg_sense.xml"):
         entry = metrics[name]
-        assert set(entry) == measured | {"scale", "spread", "slices"}
+        assert set(entry) == measured | {"scale", "spread", "slices", "notes"}
+        assert entry["notes"] == []
         assert set(entry["spread"]) == measured
         assert all(set(each) == measured | {"slice"} for each in entry["slices"])
         assert entry["scale"] == 1
@@ -239,19 +241,23 @@ def test_each_image_of_several_repetitions_counts(tmp_path):
     assert "slice 0, repetition 1" in (tmp_path / "out" / "index.html").read_text()
 
 
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [
-        ((2, 40, 48), "truth [slice, y, x] = [2, 40, 48], got one [z, y, x] = [1, 48, 48] of slice 0"),
-        ((1, 48, 48), "truth [slice, y, x] = [1, 48, 48], got one [z, y, x] = [1, 48, 48] of slice 1"),
-        ((3, 48, 48), "expected the 3 slices of the truth, got slices 0, 1"),
-    ],
-)
-def test_shapes_that_differ_are_named(folder, tmp_path, shape, message):
+@pytest.mark.parametrize("shape", [(2, 40, 48), (1, 48, 48), (3, 48, 48)])
+def test_a_truth_of_another_shape_is_refused_before_any_pipeline_is_run(folder, tmp_path, shape):
     np.savez(tmp_path / "truth.npz", np.ones(shape))
     arguments = ["-p", "preview", "-o", tmp_path / "out", "--truth", tmp_path / "truth.npz"]
     status, output = run("evaluate", folder / "raw.h5", *arguments)
-    assert (status, message in output) == (1, True), output
+    assert status == 1
+    message = (
+        "truth.npz does not fit raw.h5: expected [slice, y, x] = [2, 48, 48], which is what the raw data give, got "
+    )
+    assert message + str(list(shape)) in output
+    assert "preview: " not in output
+    assert not (tmp_path / "out" / "index.html").exists()
+
+
+def test_a_pipeline_that_keeps_a_slice_to_itself_is_reported(folder):
+    outcome = run_here(folder, '<gadget name="CoilCompression"/>', '<gadget name="FirstSlice"/>')
+    assert outcome.error == "expected the 2 slices of the truth, got slices 0, counted from 0"
 
 
 def test_a_truth_that_lies_elsewhere_is_refused(folder, tmp_path):
@@ -262,6 +268,8 @@ def test_a_truth_that_lies_elsewhere_is_refused(folder, tmp_path):
     arguments = ["-p", "preview", "-o", tmp_path / "out", "--truth", tmp_path / "moved.nii.gz"]
     status, output = run("evaluate", folder / "raw.h5", *arguments)
     assert (status, "got volumes [2, 48, 48] on another grid or elsewhere" in output) == (1, True), output
+    assert "moved.nii.gz does not fit raw.h5" in output
+    assert "preview: " not in output
 
 
 def test_a_file_without_truth_names_the_option(folder, tmp_path):
@@ -317,25 +325,162 @@ class Doubts(Gadget[Frame]):
         yield item
 
 
-def run_here(folder, text: str, replacement: str, **settings):
+class Certain(Doubts):
+    """Says of each image that it is hardly off."""
+
+    def take(self, item: Frame) -> Iterator[object]:
+        yield SeriesImage("deviation", 1e-6 * item.image.abs(), item)
+        yield item
+
+
+class FirstSlice(Gadget[Frame]):
+    """Loses all other slices."""
+
+    takes = Frame
+
+    def take(self, item: Frame) -> Iterator[object]:
+        if item.reference.idx.slice == 0:
+            yield item
+
+
+class Measures(Gadget[Frame]):
+    """A field that is wrong by 10 Hz, and by 40 Hz where there is hardly any signal."""
+
+    takes = Frame
+    field_hz: np.ndarray
+    magnitude: np.ndarray
+
+    def take(self, item: Frame) -> Iterator[object]:
+        number = item.reference.idx.slice
+        wrong = np.where(self.magnitude[number] > FAINT, 10, 40)
+        yield SeriesImage("field_map", torch.from_numpy(self.field_hz[number] + wrong), item)
+        yield item
+
+
+FAINT = 0.3
+EXPORT = '<gadget name="ImageExport"/>'
+OURS = {gadget.__name__: gadget for gadget in (Doubts, Certain, FirstSlice, Measures)}
+
+
+def run_here(folder, text: str, replacement: str, truth=None, told=None, output=None):
+    """The outcome of CG-SENSE with a change in its definition, and the page of it in `output`."""
     pipeline = folder / "changed.xml"
     pipeline.write_text((DEFINITIONS / "cg_sense.xml").read_text().replace(text, replacement))
-    site = Site(device="cpu", registry={**installed_gadgets(), "Doubts": Doubts}, state_folder=folder)
+    site = Site(device="cpu", registry={**installed_gadgets(), **OURS}, state_folder=folder)
     raw = folder / "raw.h5"
-    job = Evaluation(raw=raw, pipelines=[str(pipeline)], truth=own_truth(raw), **settings)
-    (outcome,) = evaluate(job, site, lambda text: None, lambda items, total: items).values()
-    return outcome
+    job = Evaluation(raw=raw, pipelines=[str(pipeline)], truth=truth or own_truth(raw))
+    outcomes = evaluate(job, site, (told if told is not None else []).append, lambda items, total: items)
+    if output is not None:
+        write_report(report_folder(output, overwrite=False), job, outcomes)
+    return outcomes[str(pipeline)]
 
 
 def test_a_deviation_is_held_against_the_error(folder):
-    export = '<gadget name="ImageExport"/>'
-    outcome = run_here(folder, export, f'<gadget name="Doubts"/>{export}')
+    outcome = run_here(folder, EXPORT, f'<gadget name="Doubts"/>{EXPORT}')
     assert outcome.error is None
     for plane in outcome.planes:
         np.testing.assert_allclose(plane.deviation, 0.1 * plane.image, atol=1e-3 * plane.image.max())
         assert plane.figures["coverage"] > 0.9
         assert -1 <= plane.figures["correlation"] <= 1
     assert set(outcome.mean) >= {"coverage", "correlation"}
+    assert outcome.notes == ()
+
+
+def test_a_deviation_that_is_too_small_is_warned_of(folder, tmp_path):
+    told = []
+    outcome = run_here(folder, EXPORT, f'<gadget name="Certain"/>{EXPORT}', told=told, output=tmp_path)
+    (note,) = outcome.notes
+    assert "the 90 % interval covers 0% of the truth only" in note
+    assert "the prior does not suit these images" in note
+    assert any(text.endswith(note) for text in told)
+    assert note in (tmp_path / "index.html").read_text()
+    (entry,) = json.loads((tmp_path / "metrics.json").read_text()).values()
+    assert entry["notes"] == [note]
+
+
+def test_a_slice_whose_truth_is_zero_is_left_out_and_named(folder, tmp_path):
+    truth = truth_of(folder / "raw.h5")
+    truth[1] = 0
+    np.savez(tmp_path / "truth.npz", truth)
+    told = []
+    brought = brought_truth(tmp_path / "truth.npz")
+    outcome = run_here(folder, "uint16", "float32", brought, told, tmp_path / "out")
+    assert [plane.label for plane in outcome.planes] == ["slice 0"]
+    assert outcome.notes == ("left out, since the truth is zero there: slice 1",)
+    assert any(text.endswith(outcome.notes[0]) for text in told)
+    image = images_of(folder / "images.h5")[0]
+    assert outcome.scale == pytest.approx(np.sum(truth[0] * image) / np.sum(image**2), rel=2e-3)
+    assert outcome.mean["psnr"] == outcome.planes[0].figures["psnr"] > 20
+    (entry,) = json.loads((tmp_path / "out" / "metrics.json").read_text()).values()
+    assert entry["notes"] == list(outcome.notes)
+    assert outcome.notes[0] in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_an_empty_slice_of_a_truth_in_mrd_is_left_out(folder, tmp_path):
+    shutil.copy(folder / "images.h5", tmp_path / "truth.h5")
+    with h5py.File(tmp_path / "truth.h5", "a") as file:
+        empty = int(np.argmax(file["dataset/image_1/header"]["slice"]))
+        file["dataset/image_1/data"][empty] = 0
+    metrics = with_truth(folder, tmp_path / "out", tmp_path / "truth.h5", "ImageExport.data_type=float32")
+    assert [entry["slice"] for entry in metrics["cg_sense"]["slices"]] == [0]
+    assert metrics["cg_sense"]["nmse"] < 1e-9
+
+
+def test_a_field_map_is_held_against_the_true_field_within_the_object(folder, tmp_path):
+    with h5py.File(folder / "raw.h5") as file:
+        field, mask, image = (file[f"truth/{name}"][()] for name in ("field_map_hz", "mask", "image"))
+    Measures.field_hz, Measures.magnitude = field, np.abs(image)
+    outcome = run_here(folder, EXPORT, f'<gadget name="Measures"/>{EXPORT}', output=tmp_path)
+    assert outcome.error is None
+    for plane, inside, magnitude, shaded in zip(
+        outcome.planes, mask, np.abs(image), truth_of(folder / "raw.h5"), strict=True
+    ):
+        squared = np.where(magnitude > FAINT, 10.0, 40.0)[inside] ** 2
+        assert plane.figures["field_rmse_hz"] == pytest.approx(np.sqrt(squared.mean()), rel=1e-5)
+        weighted = np.sqrt(np.sum(shaded[inside] * squared) / np.sum(shaded[inside]))
+        assert plane.figures["field_rmse_hz_weighted"] == pytest.approx(weighted, rel=1e-4)
+        assert weighted < 0.9 * np.sqrt(squared.mean())
+    (entry,) = json.loads((tmp_path / "metrics.json").read_text()).values()
+    both = [each["field_rmse_hz"] for each in entry["slices"]]
+    assert entry["field_rmse_hz"] == pytest.approx(np.mean(both))
+    assert "field error / Hz" in (tmp_path / "index.html").read_text()
+
+
+def test_the_field_of_two_echoes_is_the_true_one_with_its_sign(tmp_path):
+    """The second echo is another simulated scan, of the image that has precessed since the first."""
+    settings = SCAN | {"acceleration": 1, "noise": 0.005}
+    simulate(tmp_path / "first.h5", SimulationSettings(**settings, b0="40"))
+    with h5py.File(tmp_path / "first.h5") as file:
+        image, field = file["truth/image"][()], file["truth/field_map_hz"][()]
+    later = 4e-3
+    np.savez(tmp_path / "later.npz", image=image * np.exp(-2j * np.pi * field * later), field_map_hz=field)
+    source = str(tmp_path / "later.npz")
+    simulate(tmp_path / "second.h5", SimulationSettings(**settings, b0=source, image=source))
+    join_echoes(tmp_path / "first.h5", tmp_path / "second.h5", later * 1e3)
+    status, output = run("evaluate", tmp_path / "first.h5", "-p", "field_map", "-o", tmp_path / "out")
+    assert status == 0, output
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())["field_map"]
+    assert metrics["field_rmse_hz"] < 1.5
+    assert metrics["field_rmse_hz_weighted"] < 1.5
+    assert np.sqrt(np.mean(field[np.abs(image) > FAINT] ** 2)) > 15
+    assert "field_rmse_hz" not in metrics["slices"][1]
+    assert f"field error / Hz {metrics['field_rmse_hz']:.2f}" in output
+
+
+def join_echoes(first, second, later_ms: float) -> None:
+    """Appends the imaging readouts of one scan to another as its second contrast."""
+    source = ismrmrd.Dataset(str(second), "dataset", False)
+    target = ismrmrd.Dataset(str(first), "dataset", False)
+    for number in range(source.number_of_acquisitions()):
+        item = source.read_acquisition(number)
+        if not item.isFlagSet(ismrmrd.ACQ_IS_NOISE_MEASUREMENT):
+            item.idx.contrast = 1
+            target.append_acquisition(item)
+    xml = target.read_xml_header().decode()
+    time = float(xml.partition("<TE>")[2].partition("</TE>")[0])
+    target.write_xml_header(xml.replace("</TE>", f"</TE><TE>{time + later_ms}</TE>").encode())
+    source.close()
+    target.close()
 
 
 def test_a_gaussian_error_is_covered_as_promised_and_correlates_with_its_deviation():
