@@ -42,6 +42,7 @@ class Session:
         history: what was decided for the whole session, one line each; ends up in the history of every frame.
         cache: of what is costly to build, by content; outlives the session where its site keeps one.
         require_client: raises when the client is gone; asked now and then by a gadget that computes for long.
+        noise_known: whether frames hold noise of unit variance; false once prewhitening found no noise data.
     """
 
     header: Header
@@ -52,6 +53,7 @@ class Session:
     history: list[str] = field(default_factory=list)
     cache: ContentCache = field(default_factory=lambda: ContentCache(CACHE_BYTES))
     require_client: Callable[[], object] = lambda: None
+    noise_known: bool = True
 
     def generator(self, *purpose: str | int) -> torch.Generator:
         """A source of random draws that depends on the seed and on what it is for, not on what was drawn before."""

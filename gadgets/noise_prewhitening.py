@@ -37,7 +37,8 @@ class NoisePrewhitening(Gadget[ismrmrd.Acquisition]):
 
     Taken in this order: noise scans of the stream, the covariance that an earlier session stored for the noise
     measurement on which the header says this one depends, the file of the property `covariance`. A covariance that is
-    measured is stored under the measurementID of the header.
+    measured is stored under the measurementID of the header. Without any, data pass as they are, and later gadgets know
+    that their noise is not (`Session.noise_known`).
     """
 
     takes = ismrmrd.Acquisition
@@ -93,6 +94,7 @@ class NoisePrewhitening(Gadget[ismrmrd.Acquisition]):
         """The whitening matrix for all lines, from the best noise data there are."""
         found = self._find()
         if found is None:
+            self.session.noise_known = False
             self._note("no noise data: the channels are not prewhitened")
             return None
         source, noise = found

@@ -15,6 +15,7 @@ from gadgets.frame import Frame, Samples, SeriesImage
 from gadgets.gadget import COIL_MAPS, FRAMES, IMAGE, Gadget, Session
 from gadgets.imaging_model import model_of
 from gadgets.property import integer, real
+from recon_core.calibration.outer_noise import outer_noise
 from recon_core.operators.linear_model import LinearModel
 from recon_core.solvers.linear_problem import LinearProblem
 from recon_core.solvers.run import Budget, Estimate, Run
@@ -25,6 +26,11 @@ SLICES_ON_A_GPU = 8
 
 LEAST_POWER = 0.1
 """Mean power of samples that can hold noise of unit variance: one by itself, less where channels are dead."""
+
+REMEDY = (
+    "NoisePrewhitening takes it from a noise scan in the stream, from an earlier noise measurement on which the header "
+    "says this one depends, or from the file of its property covariance"
+)
 
 PROGRESS_SECONDS = 5.0
 """From one word about the progress to the next."""
@@ -37,6 +43,9 @@ class Solver(Gadget[Frame]):
     map or none. Their order is kept. The random draws of a batch depend on the session's seed and on which frame its
     first one is (slice, contrast, repetition, ...): with one slice per batch, an image does not depend on what came
     before it.
+
+    The data have the weight that unit noise gives them. Where prewhitening found no noise data, the noise of each frame
+    is estimated from its outermost samples, which is told and stands in the history.
     """
 
     takes = Frame
@@ -61,13 +70,14 @@ class Solver(Gadget[Frame]):
         """Forgets the frames of any earlier session."""
         super().open(session)
         self._held: list[Frame] = []
+        self._estimate_told = False
 
     def take(self, item: Frame) -> Iterator[object]:
         """Yields, once a batch is complete, for each frame its image, its deviation if there is one, and the frame.
 
         Raises:
-            ValueError: the frame is three-dimensional, its samples are not finite, or they are too weak to hold noise
-                of unit variance.
+            ValueError: the frame is three-dimensional, its samples are not finite, they are too weak to hold noise of
+                unit variance, or the noise is not known and the outermost samples hold none.
         """
         if len(item.space.shape) != 2:
             matrix = " x ".join(map(str, item.space.shape))
@@ -118,10 +128,10 @@ class Solver(Gadget[Frame]):
 
     def _solved(self, frames: Sequence[Frame]) -> tuple[Tensor, Tensor | None]:
         """Images and deviations `[slice, y, x]` in physical units."""
-        _require_unit_noise(frames)
+        noise = self._noise(frames)
         batch = _joined(frames)
         model = model_of(batch, self.session, self.off_resonance_error)
-        problem = self._problem(model, batch.samples.kspace)
+        problem = self._problem(model, batch.samples.kspace / noise[:, None, None, None])
         name = frames[0].label + (f" and {len(frames) - 1} more" if len(frames) > 1 else "")
         progress = _Progress(self.session, name, self.time_budget or math.inf)
         estimate = self._estimate(problem, Run(self.session.generator(*_identity(frames[0])), self._draws, progress))
@@ -130,10 +140,29 @@ class Solver(Gadget[Frame]):
             how += ", when the time budget was spent"
         if len(frames) > 1:
             how += f", {len(frames)} slices at once"
-        for frame, unit in zip(frames, problem.unit.tolist(), strict=True):
+        units = noise * problem.unit
+        for frame, unit in zip(frames, units.tolist(), strict=True):
             frame.history += [*batch.history, f"{type(self).__name__}: {how}, unit {unit:.4g}"]
-        unit = problem.unit[:, None, None]
+        unit = units[:, None, None]
         return unit * estimate.image, None if estimate.deviation is None else unit * estimate.deviation
+
+    def _noise(self, frames: Sequence[Frame]) -> Tensor:
+        """Standard deviation of the noise per complex sample, `[slice]`."""
+        like = frames[0].samples.kspace.real
+        if self.session.noise_known:
+            _require_unit_noise(frames)
+            return like.new_ones(len(frames))
+        levels = [_estimated_noise(frame) for frame in frames]
+        name = type(self).__name__
+        if not self._estimate_told:
+            self._estimate_told = True
+            self.session.tell(
+                f"{name}: the noise was not measured, and is estimated from the outermost samples of k-space. Signal "
+                f"among them makes it too large, and the image too smooth. {REMEDY} (told once)."
+            )
+        for frame, level in zip(frames, levels, strict=True):
+            frame.history.append(f"{name}: noise of {level:.3g} per sample, estimated from the outermost samples")
+        return like.new_tensor(levels)
 
     def _nothing(self, frame: Frame) -> tuple[Tensor, Tensor | None]:
         """Of a frame all of whose samples are zero, which gives no scale to solve on."""
@@ -178,8 +207,17 @@ def _require_unit_noise(frames: Sequence[Frame]) -> None:
         if power < LEAST_POWER:
             raise ValueError(
                 f"expected prewhitened samples, whose noise alone has the mean power 1, got the power {power:.3g} in "
-                f"{frame.label}: is there no noise scan?"
+                f"{frame.label}: was the noise measured with the same gains? {REMEDY}"
             )
+
+
+def _estimated_noise(frame: Frame) -> float:
+    try:
+        return outer_noise(frame.samples.kspace, frame.samples.trajectory)
+    except ValueError as error:
+        raise ValueError(
+            f"the noise of {frame.label} was not measured, and is not to be seen: {error}. {REMEDY}"
+        ) from error
 
 
 def _alike(frame: Frame, other: Frame) -> bool:

@@ -199,11 +199,47 @@ def test_says_which_samples_are_not_finite():
 
 
 def test_samples_that_cannot_hold_noise_of_unit_variance_are_refused():
-    """Without a noise scan, what a scanner sends is of any size; the image would be the prior's alone."""
+    """The noise was measured with other gains, say; the image would be the prior's alone."""
     with pytest.raises(ValueError, match="expected prewhitened samples.* got the power 0.00.* in slice 0.*noise scan"):
         solved(Phantom.scanned(cartesian(), 4, 0.01, 0.1 * head()).frame(with_maps=True))
     silent = scanned(brightness=0.0)
     assert not images(solved(silent))[0].isnan().any()
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e4])
+def test_noise_that_was_not_measured_is_estimated_and_told(size):
+    """What a scanner sends is of any size: image and deviation are on its scale, else as with the noise known."""
+    frame = scanned(brightness=50.0, slice=1)
+    known = images(solved(frame, method="preconditioned_langevin"), "deviation")[0]
+    unknown = scanned(brightness=50.0, slice=1)
+    unknown.samples.kspace.mul_(size)
+    opened = session(header(), noise_known=False)
+    image, deviation, _ = solved(unknown, method="preconditioned_langevin", opened=opened)
+    assert error(image.data / size, 50 * head()) < 0.08
+    ratio = (deviation.data / size).square().mean().sqrt() / known.square().mean().sqrt()
+    assert 0.9 < ratio < 1.15
+    (told,) = opened.tell
+    assert "the noise was not measured, and is estimated from the outermost samples" in told
+    assert "NoisePrewhitening takes it from a noise scan" in told
+    noise = float(unknown.history[0].split("noise of ")[1].split(" per sample, estimated from")[0])
+    assert noise == pytest.approx(size, rel=0.15)
+
+
+def test_the_estimate_is_told_once_and_is_of_each_slice():
+    frames = [scanned(slice=number) for number in range(2)]
+    frames[1].samples.kspace.mul_(100)
+    opened = session(header(), noise_known=False)
+    one, other = images(solved(*frames, opened=opened, slices_per_batch=2))
+    assert len(opened.tell) == 1
+    assert error(one, 20 * head()) < 0.15
+    assert error(other, 2000 * head()) < 0.15
+
+
+def test_noise_that_is_neither_measured_nor_to_be_seen_is_refused():
+    frame = scanned()
+    frame.samples.kspace[:, frame.samples.trajectory.square().sum(0) > 18**2] = 0
+    with pytest.raises(ValueError, match="noise of slice 0.* was not measured.* expected noise.*from a noise scan"):
+        solved(frame, opened=session(header(), noise_known=False))
 
 
 def test_refuses_three_dimensions():

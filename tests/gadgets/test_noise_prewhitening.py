@@ -75,6 +75,7 @@ def test_the_scaling_is_that_of_gadgetron(tmp_path, dwell, noise_dwell, ratio):
     np.testing.assert_allclose(white.data, factor * np.linalg.solve(lower, imaging.data), rtol=1e-3, atol=1e-3)
     assert len(opened.tell.about(f"2 noise scan(s) of the stream, scaled by {factor:.4g}")) == 1
     assert opened.history[0].startswith("NoisePrewhitening: noise from 2 noise scan(s)")
+    assert opened.noise_known
 
 
 def test_at_the_receivers_true_bandwidth_each_real_channel_has_unit_variance(tmp_path):
@@ -97,6 +98,7 @@ def test_without_noise_data_everything_passes_and_it_says_so_once(tmp_path):
     assert all(a is b for a, b in zip(after, items, strict=True))
     assert opened.tell == ["NoisePrewhitening: no noise data: the channels are not prewhitened."]
     assert opened.history == ["NoisePrewhitening: no noise data: the channels are not prewhitened"]
+    assert not opened.noise_known
     assert not list(tmp_path.iterdir())
 
 
