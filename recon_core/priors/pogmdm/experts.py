@@ -92,6 +92,15 @@ class Tables:
         half = mixture_mean(reach[..., None] * steps, weights[:, None], variance[..., None]) / variance[..., None]
         return Tables(weights, variance, torch.cat([-half[..., 1:].flip(-1), half], dim=-1), reach)
 
+    def of(self, filters: slice) -> Tables:
+        """Those of some filters."""
+        return Tables(self.weights[filters], *(t[:, filters] for t in (self.variance, self.values, self.reach)))
+
+    def exact(self, response: Tensor, level: Tensor) -> Tensor:
+        """What `look_up` finds, by the sum over all components at every response."""
+        variance = self.variance[level, None, :, None, None]
+        return mixture_mean(response, self.weights[:, None, None], variance) / variance
+
     def look_up(self, response: Tensor, level: Tensor) -> Tensor:
         """`mixture_mean / variance` of responses; what lies beyond the tables is summed exactly.
 
@@ -101,12 +110,14 @@ class Tables:
         """
         nodes = self.values.shape[-1]
         place = response * (nodes // 2 / self.reach)[level, None, :, None, None] + nodes // 2
-        index = place.detach().long().clamp_(0, nodes - 2)
+        # Of 32 bits, and into one dimension: several times faster than `take`.
+        index = place.detach().int().clamp_(0, nodes - 2)
         fraction = place - index
-        first = nodes * torch.arange(self.reach.numel(), device=index.device).reshape(self.reach.shape)
+        first = nodes * torch.arange(self.reach.numel(), dtype=torch.int32, device=index.device).view_as(self.reach)
         index += first[level, None, :, None, None]
-        values = self.values.flatten()
-        found = torch.lerp(values.take(index), values.take(index + 1), fraction)
+        values, index = self.values.flatten(), index.flatten()
+        below, above = (nodal.index_select(0, index).view_as(place) for nodal in (values, values[1:]))
+        found = torch.lerp(below, above, fraction)
         least, greatest = fraction.detach().aminmax()
         if least >= 0 and greatest <= 1:
             return found

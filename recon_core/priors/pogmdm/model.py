@@ -27,6 +27,9 @@ _CACHE_BYTES = 128 << 20
 
 # By how much the shearlets of a tight model are stretched: what one system leaves over, the next one sees.
 _STRETCHES = (1, 4, 16)
+# The shears of one scale of one cone are filtered at a time, so that all that is in work is small: much faster than
+# all filters at once.
+_FANS = tuple(slice(k, k + len(shearlets.SHEARS)) for k in range(0, shearlets.FILTERS, len(shearlets.SHEARS)))
 # Experts count for this much more than a response holds of the noise: found by trial, between 1 and 4.
 _EMPHASIS = 2.0
 # Moduli are differentiable at zero.
@@ -79,17 +82,22 @@ class _Octave:
     speed: Tensor
     share: Tensor
 
+    def of(self, filters: slice) -> _Octave:
+        """Some of the filters."""
+        parts = (self.filters, self.power, self.speed, self.share)
+        return _Octave(self.grid, self.pixels, *(part[filters] for part in parts))
+
     def responses(self, spectrum: Tensor) -> Tensor:
         """Of all filters to a spectrum on the grid, `[n, channels, 20, y, x]`."""
-        seen = spectrum[:, :, None] * (self.filters.conj() / self.pixels)
+        seen = (spectrum / self.pixels)[:, :, None] * self.filters.conj()
         responses: Tensor = torch.fft.irfft2(seen, s=self.grid)
         return responses
 
     def pull(self, slope: Tensor) -> Tensor:
         """Spectrum on the grid of what slopes at the responses pull the image by."""
         # Several times faster than einsum, which would copy all spectra to another order.
-        spectrum: Tensor = (torch.fft.rfft2(slope) * (self.pixels * self.filters)).sum(2)
-        return spectrum
+        spectrum: Tensor = (torch.fft.rfft2(slope) * self.filters).sum(2)
+        return self.pixels * spectrum
 
 
 @dataclass(frozen=True)
@@ -97,11 +105,13 @@ class _System:
     """Filters for one image size.
 
     Args:
+        numbers: digest of those of the model that it was built from.
         octaves: the finest first.
         rest: squared magnitude of the low-pass filter, `[y, x // 2 + 1]`.
         rest_variance: of what it passes in clean images, `[y, x // 2 + 1]`.
     """
 
+    numbers: bytes
     octaves: tuple[_Octave, ...]
     rest: Tensor
     rest_variance: Tensor
@@ -183,7 +193,10 @@ class PoGMDM(nn.Module):
         spectrum = torch.fft.rfft2(image)
         pulled = -_rest_stiffness(levels, system)[level, None] * spectrum
         for octave in system.octaves:
-            pulled = _plus(pulled, self._pull(_held(spectrum, octave.grid), octave, levels, level, exact), octave.grid)
+            seen, tables = _held(spectrum, octave.grid), self._tables(levels, octave, system)
+            for fan in _FANS:
+                part = self._pull(seen, octave.of(fan), tables.of(fan), level, exact)
+                pulled = _plus(pulled, part, octave.grid)
         score: Tensor = torch.fft.irfft2(pulled, s=image.shape[-2:])
         return self._slope(sigma)[:, None, None, None] * score
 
@@ -262,19 +275,15 @@ class PoGMDM(nn.Module):
             {"params": [self.fan], "block": (0, 1), "lr": 0.5},
         ]
 
-    def _pull(self, spectrum: Tensor, octave: _Octave, levels: Tensor, level: Tensor, exact: bool) -> Tensor:
-        """What the experts of one octave add to the spectrum of the score, on its grid."""
-        variance, response = _variance(levels, octave), octave.responses(spectrum)
+    def _pull(self, spectrum: Tensor, octave: _Octave, tables: Tables, level: Tensor, exact: bool) -> Tensor:
+        """What the experts of some filters add to the spectrum of the score, on their grid."""
+        response = octave.responses(spectrum)
         judged = self._judged(response)
-        if exact:
-            each = variance[level, None, :, None, None]
-            centre = experts.mixture_mean(judged, all_weights(self.weights)[:, None, None], each) / each
-        else:
-            centre = self._table(levels, octave).look_up(judged, level)
+        centre = tables.exact(judged, level) if exact else tables.look_up(judged, level)
         centre = centre * octave.share[:, None, None]
         if judged is not response:  # the slope at a modulus points along the response
             centre = centre / judged * response
-        stiffness = torch.einsum("lk,kyx->lyx", octave.share / variance, octave.power)
+        stiffness = torch.einsum("lk,kyx->lyx", octave.share / tables.variance, octave.power)
         return octave.pull(centre) - stiffness[level, None] * spectrum
 
     def _judged(self, response: Tensor) -> Tensor:
@@ -285,15 +294,18 @@ class PoGMDM(nn.Module):
 
     def _system(self, image: Tensor) -> _System:
         size = (image.shape[-2], image.shape[-1])
-        return self._kept(size, lambda: self._built_system(size))
+        # The numbers as they are now; they are few, so that they are looked at every time.
+        numbers = content_key(*self.parameters())
+        return self._kept((numbers, size), lambda: self._built_system(size, numbers))
 
-    def _table(self, levels: Tensor, octave: _Octave) -> Tables:
+    def _tables(self, levels: Tensor, octave: _Octave, system: _System) -> Tables:
         nodes = _NODES_IN_TRAINING if self.training else _NODES
         variance = _variance(levels, octave)
-        return self._kept((variance, nodes), lambda: Tables.build(all_weights(self.weights), variance, nodes))
+        key = (system.numbers, variance, nodes)
+        return self._kept(key, lambda: Tables.build(all_weights(self.weights), variance, nodes))
 
     def _kept(self, key: tuple[Any, ...], build: Callable[[], BuiltT]) -> BuiltT:
-        """What is built from the numbers as they are now; they are few, so that they are looked at every time."""
+        """What is built from the numbers, kept in evaluation mode."""
         if self.training:
             return build()
 
@@ -302,15 +314,15 @@ class PoGMDM(nn.Module):
             with torch.inference_mode(False), torch.no_grad():
                 return build()
 
-        return self._built.get(content_key(key, *self.parameters()), constant)
+        return self._built.get(content_key(key), constant)
 
-    def _built_system(self, size: tuple[int, int]) -> _System:
+    def _built_system(self, size: tuple[int, int], numbers: bytes) -> _System:
         greatest = self._spectra(Frequencies.of(_GRID, self.low_pass)).abs().flatten(1).amax(1)
         power = _power(Frequencies.of(size, greatest))
         if self.config.diffusion == "published":
             filters = self._spectra(Frequencies.of(size, greatest)) * self.gain[:, None, None]
             whole = _Octave(size, 1.0, filters, filters.abs() ** 2, greatest, torch.ones_like(greatest))
-            return _System((whole,), torch.zeros_like(power), power)
+            return _System(numbers, (whole,), torch.zeros_like(power), power)
         speed, octaves = self.gain * greatest, []
         reference, _ = self._tight(_GRID, greatest)
         banks, rest = self._tight(size, greatest)
@@ -319,7 +331,7 @@ class PoGMDM(nn.Module):
             share = (_EMPHASIS * _noise_passed(alike, _GRID, _grid(_GRID, stretch))).clamp(max=1)
             pixels = math.prod(size) / math.prod(grid)
             octaves.append(_Octave(grid, pixels, filters, filters.abs() ** 2, speed, share))
-        return _System(tuple(octaves), rest, power)
+        return _System(numbers, tuple(octaves), rest, power)
 
     def _tight(self, size: tuple[int, int], greatest: Tensor) -> tuple[list[Tensor], Tensor]:
         """Filters of every stretch, and the power of the low-pass filter with which they pass all frequencies alike."""
