@@ -33,8 +33,8 @@ class TrainingJob:
         size: of the U-Net.
         start: name of the U-Net whose weights to start from; random ones by default.
         data: files and folders of images to train on.
-        validation: files and folders of images to select by; by default the last twentieth of the training files is
-            held out, at least one, and of a single file the last twentieth of its slices (`hold_out`).
+        validation: files and folders of images to select by; by default a twentieth of the training files is held
+            out, from their middle and at least one, and of a single file so of its slices (`hold_out`).
         key: the one array to take of npz files.
         objective: "clean" or "sure".
         noise: standard deviation per real channel of the noise in the files, in their units, for "sure"; None

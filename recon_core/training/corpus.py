@@ -43,28 +43,31 @@ class Corpus:
         """Both, one after the other."""
         return Corpus(self.images + other.images, torch.cat([self.noise, other.noise]))
 
-    def split(self, count: int) -> tuple[Corpus, Corpus]:
-        """All but the last `count`, and these."""
-        kept = len(self) - count
-        first, last = slice(None, kept), slice(kept, None)
-        return Corpus(self.images[first], self.noise[first]), Corpus(self.images[last], self.noise[last])
+    def split(self, held: slice) -> tuple[Corpus, Corpus]:
+        """All but a run of images, and these."""
+        first, last, _ = held.indices(len(self))
+        return self._run(0, first) + self._run(last, len(self)), self._run(first, last)
+
+    def _run(self, first: int, last: int) -> Corpus:
+        return Corpus(self.images[first:last], self.noise[first:last])
 
 
 def hold_out(corpora: Sequence[Corpus]) -> tuple[Corpus, Corpus]:
-    """Images to train on, and to select by: the last twentieth of the files, at least one of them.
+    """Images to train on, and to select by: the twentieth of the files in their middle, at least one of them.
 
     Files are kept whole, because slices of one volume look alike, and the three cuts of a volume show the same voxels.
-    Of a single file the last twentieth of the slices is held out, at least one: they are not independent of their
-    neighbours, so that the figures come out better than those of another head.
+    Of a single file the twentieth of the slices in its middle is held out, at least one: the ends of a volume show
+    little of it, and a run has only two neighbours that are trained on. These are not independent of it, so that the
+    figures come out better than those of another head.
 
     Args:
         corpora: one of each file.
     """
     filled = [corpus for corpus in corpora if len(corpus)]
     if len(filled) == 1:
-        return filled[0].split(_twentieth(len(filled[0])))
-    kept = len(filled) - _twentieth(len(filled))
-    return joined(filled[:kept]), joined(filled[kept:])
+        return filled[0].split(_middle(len(filled[0])))
+    held = _middle(len(filled))
+    return joined(filled[: held.start] + filled[held.stop :]), joined(filled[held])
 
 
 def joined(corpora: Sequence[Corpus]) -> Corpus:
@@ -72,8 +75,11 @@ def joined(corpora: Sequence[Corpus]) -> Corpus:
     return sum(corpora, Corpus([]))
 
 
-def _twentieth(count: int) -> int:
-    return max(1, round(count / 20))
+def _middle(count: int) -> slice:
+    """A twentieth, at least one."""
+    held = max(1, round(count / 20))
+    first = (count - held) // 2
+    return slice(first, first + held)
 
 
 def read_corpus(

@@ -156,11 +156,12 @@ def test_corpora_add_up():
     torch.testing.assert_close(both.noise, torch.tensor([0.1, 0.2, 0.7]))
 
 
-def test_the_last_slices_are_split_off():
-    first, last = numbered(*range(20)).split(3)
-    assert numbers(first) == list(range(17))
-    assert numbers(last) == [17, 18, 19]
-    torch.testing.assert_close(last.noise, torch.tensor([1.7, 1.8, 1.9]))
+def test_a_run_of_slices_is_split_off():
+    kept, held = numbered(*range(20)).split(slice(5, 8))
+    assert numbers(kept) == [*range(5), *range(8, 20)]
+    assert numbers(held) == [5, 6, 7]
+    torch.testing.assert_close(held.noise, torch.tensor([0.5, 0.6, 0.7]))
+    torch.testing.assert_close(kept.noise, torch.tensor(numbers(kept)) / 10)
 
 
 def files(*sizes):
@@ -172,19 +173,20 @@ def files(*sizes):
 @pytest.mark.parametrize(
     ("sizes", "held"),
     [
-        ((60,), [57, 58, 59]),
-        ((4,), [3]),
-        ((3, 2), [3, 4]),
-        ((1,) * 7, [6]),
-        ((1,) * 60, [57, 58, 59]),
-        ((3, 0, 2, 0), [3, 4]),  # a file of empty slices is none
-        ((0, 40, 0), [38, 39]),
+        ((60,), [28, 29, 30]),
+        ((4,), [1]),
+        ((3, 2), [0, 1, 2]),
+        ((3, 2, 4), [3, 4]),
+        ((1,) * 7, [3]),
+        ((1,) * 60, [28, 29, 30]),
+        ((3, 0, 2, 0), [0, 1, 2]),  # a file of empty slices is none
+        ((0, 40, 0), [19, 20]),
     ],
 )
-def test_the_last_twentieth_of_files_or_of_a_single_one_is_held_out(sizes, held):
+def test_the_middle_twentieth_of_files_or_of_a_single_one_is_held_out(sizes, held):
     kept, held_out = hold_out(files(*sizes))
     assert numbers(held_out) == held
-    assert numbers(kept) == list(range(held[0]))
+    assert numbers(kept) == [n for n in range(sum(sizes)) if n not in held]
 
 
 @pytest.mark.parametrize("size", [1e200, 1e-60])
