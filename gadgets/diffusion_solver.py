@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
@@ -89,6 +91,7 @@ class DiffusionSolver(Solver):
         """
         super().open(session)
         self._prior = prior_of(self.prior, session)
+        self._provenance = _provenance(self.prior)
 
     @property
     def _draws(self) -> int:
@@ -96,7 +99,7 @@ class DiffusionSolver(Solver):
 
     @property
     def _what(self) -> str:
-        return f"{self.method} with {self.prior}, {self.samples} samples"
+        return f"{self.method} with {self._provenance}, {self.samples} samples"
 
     def _problem(self, model: LinearModel, kspace: Tensor) -> LinearProblem:
         return LinearProblem.of(model, kspace).scaled_for(self._prior.convention)
@@ -104,3 +107,13 @@ class DiffusionSolver(Solver):
     def _estimate(self, problem: LinearProblem, run: Run) -> Estimate:
         method = METHODS[self.method]
         return method.solve(problem, self._prior, run, **(method.settings(self.steps) if self.steps else {}))
+
+
+def _provenance(prior: str) -> str:
+    """What the history says of a prior: its name, or of a file the last part of its path, and its digest."""
+    if prior in shipped_priors():
+        return prior
+    kind, colon, name = prior.rpartition(":")
+    file = Path(name)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return f"{kind}{colon}{file.name} (sha256 {digest[:12]})"

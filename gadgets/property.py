@@ -185,23 +185,35 @@ def text(default: str, meaning: str) -> Property[str]:
     return Property("text", default, meaning, str)
 
 
+def _of_home(word: str) -> Path:
+    """A path that may begin with ~ or ~user."""
+    try:
+        return Path(word).expanduser()
+    except RuntimeError as error:  # there is no such user
+        raise ValueError(word) from error
+
+
 def path(default: None, meaning: str) -> Property[Path | None]:
     """A file of this machine. Refused in anything that arrives over the network."""
 
     def read(word: str) -> Path | None:
         if not word:
             raise ValueError(word)
-        return Path(word).expanduser()
+        return _of_home(word)
 
     return Property("path", default, meaning, read)
 
 
 def known_or_path(default: str, known: Sequence[str], meaning: str) -> Property[str]:
-    """One of the names that come with the program, or what names a file of this machine. The network may set names."""
+    """One of the names that come with the program, or what names a file of this machine, as FILE or KIND:FILE.
+
+    The network may set names.
+    """
 
     def read(word: str) -> str:
         if not word:
             raise ValueError(word)
-        return word
+        kind, colon, file = word.rpartition(":")
+        return f"{kind}{colon}{_of_home(file)}"
 
     return Property("path", default, meaning, read, choices=known)

@@ -310,6 +310,16 @@ def test_sessions_share_the_prior_until_its_file_changes(shipped, tmp_path):
         DiffusionSolver(prior=str(mine)).open(opened)
 
 
+@pytest.mark.parametrize("kind", ["", "pogmdm:"])
+def test_the_history_names_a_file_by_its_digest_and_not_by_where_it_lies(tmp_path, kind):
+    mine = tmp_path / "mine.safetensors"
+    mine.write_bytes(b"weights")
+    *_, frame = solved(scanned(), prior=f"{kind}{mine}", steps=3)
+    # printf weights | sha256sum
+    assert f"with {kind}mine.safetensors (sha256 9a129038d9a0), 4 samples" in frame.history[-1]
+    assert str(tmp_path) not in " ".join(frame.history)
+
+
 def test_the_network_chooses_among_the_shipped_priors_but_names_no_file():
     definition = find_definition("diffusion", [DEFINITIONS])
 

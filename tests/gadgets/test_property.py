@@ -34,6 +34,26 @@ def test_a_property_reads_as_its_value_on_an_instance_and_as_itself_on_the_class
     assert isinstance(Owner.weight, Property)
 
 
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("a", "a"),
+        ("~/mine.safetensors", "/home/me/mine.safetensors"),
+        ("ncsnv2:~/checkpoint.pth", "ncsnv2:/home/me/checkpoint.pth"),
+        ("pogmdm:/data/state~1.pth", "pogmdm:/data/state~1.pth"),
+    ],
+)
+def test_a_file_may_lie_at_home(monkeypatch, word, value):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert known_or_path("a", ["a"], "which").parse(word) == value
+
+
+@pytest.mark.parametrize("declared", [path(None, "where"), known_or_path("a", ["a"], "which")])
+def test_a_home_of_nobody_is_refused(declared):
+    with pytest.raises(PropertyError, match="path.*got '~no such user/x'"):
+        declared.parse("~no such user/x")
+
+
 @pytest.mark.parametrize("word", ["inf", "-inf", "nan", "", "1,5", "0x10"])
 def test_numbers_are_finite_and_plain(word):
     with pytest.raises(PropertyError, match="expected a number"):
