@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.sinks.attributes import Array, Header, components, window_of
+from pipelines.sinks.attributes import Array, Header, components, text_of, window_of
 from pipelines.sinks.folder import output_folder
+
+LONGEST_KIND = 40
 
 
 class PngSink:
@@ -21,7 +24,7 @@ class PngSink:
     Complex images are shown by magnitude; several planes (z or channels) as tiles of one picture, row by row.
 
     Args:
-        folder: of the files, named by series and running number.
+        folder: of the files, named by series, its kind where the image says it, and running number.
         header: not needed.
         overwrite: replace files of the same names.
 
@@ -39,10 +42,16 @@ class PngSink:
         self._written[series] += 1
         values = components(image)[0][1]
         grey = to_grey(tiles(values.reshape(-1, *values.shape[2:])), window_of(image, values))
-        Image.fromarray(grey).save(self._folder / f"series{series:03d}_{self._written[series]:05d}.png")
+        Image.fromarray(grey).save(self._folder / f"series{series:03d}{_kind(image)}_{self._written[series]:05d}.png")
 
     def close(self) -> None:
         """Nothing is left to do."""
+
+
+def _kind(image: ismrmrd.Image) -> str:
+    """ "_field_map": what is shown, in letters and digits that any file system takes; empty where nobody says."""
+    words = re.findall("[a-z0-9]+", text_of(image, "SequenceDescriptionAdditional").lower())
+    return "".join(f"_{word}" for word in words)[:LONGEST_KIND]
 
 
 def to_grey(values: Array, window: tuple[float, float]) -> NDArray[np.uint8]:

@@ -73,6 +73,22 @@ def test_every_type_can_be_looked_at(tmp_path, dtype):
     assert (grey[0, 0], grey[2, 3]) == (0, 255)
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("deviation", "series004_deviation_00001.png"),
+        ("field map", "series004_field_map_00001.png"),
+        ("../../T1 (fat)\0", "series004_t1_fat_00001.png"),
+        (100 * "a", f"series004_{39 * 'a'}_00001.png"),
+        ("", "series004_00001.png"),
+    ],
+)
+def test_the_name_says_what_is_shown(tmp_path, kind, name):
+    meta = {"SequenceDescriptionAdditional": kind}
+    written(tmp_path, mrd_image(np.ones((2, 2), np.float32), image_series_index=4, meta=meta))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_one_file_per_image_by_series(tmp_path):
     image = np.ones((2, 2), np.float32)
     written(tmp_path, mrd_image(image), mrd_image(image), mrd_image(image, image_series_index=2))
