@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 import torch
@@ -19,6 +19,7 @@ from recon_core.fourier import ifft_centred, resize_centred
 
 ESPIRIT, WALSH = "espirit", "walsh"
 NARROWEST, STEP = 8, 2  # of the regions that are tried
+WIDEST_KERNEL = 6
 
 
 class CoilMaps(Gadget[Frame]):
@@ -40,7 +41,14 @@ class CoilMaps(Gadget[Frame]):
         low=8,
         high=256,
     )
-    kernel = integer(6, "width of the ESPIRiT kernel", unit="samples", low=2, high=16)
+    kernel = integer(
+        None,
+        f"width of the ESPIRiT kernel; auto takes {WIDEST_KERNEL}, or half of the region where that is less, so that "
+        "more places have room for it",
+        unit="samples",
+        low=2,
+        high=16,
+    )
     threshold = real(
         0.02, "smallest singular value of the calibration data that is signal, relative", low=0.0, high=1.0
     )
@@ -72,8 +80,9 @@ class CoilMaps(Gadget[Frame]):
         if self.method == WALSH:
             axes = tuple(range(-len(shape), 0))
             return walsh(ifft_centred(resize_centred(centre, shape), axes)), f"Walsh from {source}"
-        kernel = min(self.kernel, *size)  # a stack may have fewer partitions
-        return espirit(centre, shape, kernel, self.threshold, self.crop), f"ESPIRiT from {source}"
+        kernel = min(self.kernel or _fitting_kernel(size), *size)  # a stack may have fewer partitions
+        maps = espirit(centre, shape, kernel, self.threshold, self.crop)
+        return maps, f"ESPIRiT from {source}, kernel of {kernel} samples"
 
     def _centre(self, samples: Samples, shape: tuple[int, ...]) -> Tensor:
         """K-space `[coil, *size]` of the largest central region that is fully sampled, up to the width asked for."""
@@ -101,6 +110,11 @@ class CoilMaps(Gadget[Frame]):
                 if width - STEP < NARROWEST:
                     raise
                 width -= STEP
+
+
+def _fitting_kernel(size: Sequence[int]) -> int:
+    """Half of the region, but for axes along which the whole matrix is narrow."""
+    return min([WIDEST_KERNEL, *(n // 2 for n in size if n >= NARROWEST)])
 
 
 def _reach(k: Tensor) -> int:

@@ -55,7 +55,7 @@ def test_few_calibration_lines_are_used_as_far_as_they_reach():
     phantom = Phantom.scanned(cartesian(range(0, SIZE, 3)))
     frame = mapped(phantom.frame(calibration=calibration))
     assert misfit(frame.coil_maps, phantom) < 0.1
-    assert frame.history == ["CoilMaps: ESPIRiT from 16 x 24 of the calibration lines"]
+    assert frame.history == ["CoilMaps: ESPIRiT from 16 x 24 of the calibration lines, kernel of 6 samples"]
 
 
 def test_an_undersampled_centre_is_refused():
@@ -70,7 +70,19 @@ def test_the_largest_fully_sampled_region_is_used(lines, height, limit):
     phantom = Phantom.scanned(cartesian(sorted({*range(0, SIZE, 3), *centre})))
     frame = mapped(phantom.frame())
     assert misfit(frame.coil_maps, phantom) < limit
-    assert frame.history == [f"CoilMaps: ESPIRiT from {height} x 24 of the samples"]
+    kernel = min(6, height // 2)
+    assert frame.history == [f"CoilMaps: ESPIRiT from {height} x 24 of the samples, kernel of {kernel} samples"]
+
+
+def test_a_smaller_kernel_fits_few_lines_better_and_a_width_that_is_set_stays():
+    steps = range(SIZE // 2 - 5, SIZE // 2 + 5)
+    phantom = Phantom.scanned(cartesian(range(0, SIZE, 3)), noise=0.02)
+    calibration = Phantom.scanned(cartesian(steps), noise=0.02).samples()
+    chosen = mapped(phantom.frame(calibration=calibration))
+    wide = mapped(phantom.frame(calibration=calibration), kernel=6)
+    assert "kernel of 5 samples" in chosen.history[0]
+    assert "kernel of 6 samples" in wide.history[0]
+    assert misfit(chosen.coil_maps, phantom) < misfit(wide.coil_maps, phantom)
 
 
 def test_a_frame_that_ended_before_the_centre_is_refused():
