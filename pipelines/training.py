@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import IO, Any
 
+import click
 import torch
 from torch import Tensor
 
@@ -18,7 +24,7 @@ from recon_core.training.corpus import Corpus, hold_out, joined, read_corpus
 from recon_core.training.figures import denoising_figures, stein_figures
 from recon_core.training.image_files import image_files
 from recon_core.training.recipes import Recipe, pogmdm_recipe, unet_recipe
-from recon_core.training.trainer import Objective, Trainer
+from recon_core.training.trainer import Interrupted, Objective, Trainer
 
 # A prior of noisy images begins at the level of which this share of them has told.
 _TELLING = 0.9
@@ -69,14 +75,25 @@ class TrainingJob:
     command: str = ""
 
 
+class TrainingStopped(click.ClickException):
+    """Ctrl-C; the message says how to go on."""
+
+    exit_code = 128 + signal.SIGINT
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Without "Error": the user asked for it."""
+        click.echo(self.format_message(), file, err=True)
+
+
 def train(job: TrainingJob) -> dict[str, float]:
-    """Trains, resuming where a checkpoint stands, and writes weights, card and pictures.
+    """Trains, resuming where a checkpoint stands, and writes weights, card and pictures. From the main thread.
 
     Returns:
         The figures of the card.
 
     Raises:
         SpinstreamError: images, settings or checkpoint cannot be used, the output exists, or memory is out; says which.
+        TrainingStopped: Ctrl-C during the training, which has written a checkpoint.
     """
     try:
         return _train(job)
@@ -97,7 +114,11 @@ def _train(job: TrainingJob) -> dict[str, float]:
     recipe.network.to(job.device)
     trainer = Trainer(recipe.network, recipe.optimiser, _above(0.0, job, recipe, noise), settings, recipe.constrain)
     job.output.parent.mkdir(parents=True, exist_ok=True)
-    trainer.run(corpus, validation, checkpoint)
+    try:
+        with _interrupts() as stop:
+            trainer.run(corpus, validation, checkpoint, stop=stop)
+    except Interrupted as reason:
+        raise TrainingStopped(f"{reason}; the same command goes on from {checkpoint}") from None
     if recipe.finish is not None:
         recipe.finish(trainer.averaged, validation)
     with TemporaryDirectory(prefix=f".{job.output.stem}", dir=job.output.parent) as folder:
@@ -106,6 +127,22 @@ def _train(job: TrainingJob) -> dict[str, float]:
         for file in Path(folder).iterdir():
             file.replace(job.output.with_name(file.name))
     return figures
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Set by the first Ctrl-C, which lets the step in work be finished; the second one ends everything at once."""
+    stop = threading.Event()
+
+    def first(*_: object) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, first)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _above(share: float, job: TrainingJob, recipe: Recipe, noise: Tensor) -> Convention:

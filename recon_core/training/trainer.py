@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -61,6 +62,10 @@ class Curve:
     validation: list[float] = field(default_factory=list)
 
 
+class Interrupted(Exception):
+    """A training that was asked to stop, and can go on from its checkpoint."""
+
+
 class Trainer:
     """One training, from the first step or from where a checkpoint left it.
 
@@ -90,8 +95,17 @@ class Trainer:
         self._constrain = constrain
         self._shares = [float(group["lr"]) for group in optimiser.param_groups]
         self._generator = Generator().manual_seed(settings.seed)
+        # Since the last entry of the curve.
+        self._losses: list[float] = []
 
-    def run(self, corpus: Corpus, validation: Corpus, checkpoint: Path, every: int = 250) -> None:
+    def run(
+        self,
+        corpus: Corpus,
+        validation: Corpus,
+        checkpoint: Path,
+        every: int = 250,
+        stop: threading.Event | None = None,
+    ) -> None:
         """Trains to the end.
 
         Args:
@@ -99,8 +113,10 @@ class Trainer:
             validation: images that it never trains on.
             checkpoint: file that is rewritten as it goes; an existing one is resumed.
             every: steps between two checkpoints with their entries of the curve.
+            stop: once set, the step in work is finished, and a checkpoint is written.
 
         Raises:
+            Interrupted: `stop` was set before the end.
             ValueError: there are no images, or noisy ones whose noise is not within the convention; the checkpoint
                 belongs to another training; or loss or gradient are no longer finite.
         """
@@ -109,16 +125,19 @@ class Trainer:
         if checkpoint.exists():
             self._load(checkpoint, told)
         held_out = self._validation_batch(validation)
-        losses: list[float] = []
         with tqdm(total=self._settings.steps, initial=self.step, desc="train", unit="step") as bar:
             while self.step < self._settings.steps:
-                losses.append(self._advance(corpus))
+                self._losses.append(self._advance(corpus))
                 bar.update()
                 if self.step % every == 0 or self.step == self._settings.steps:
-                    self._note(sum(losses) / len(losses), held_out)
+                    self._note(sum(self._losses) / len(self._losses), held_out)
+                    self._losses.clear()
                     self._save(checkpoint, told)
                     bar.set_postfix(loss=f"{self.curve.loss[-1]:.4f}", validation=f"{self.curve.validation[-1]:.4f}")
-                    losses.clear()
+                elif stop is not None and stop.is_set():
+                    self._save(checkpoint, told)
+                if stop is not None and stop.is_set() and self.step < self._settings.steps:
+                    raise Interrupted(f"stopped after step {self.step} of {self._settings.steps}")
 
     def _require_images(self, corpus: Corpus, validation: Corpus) -> None:
         if not (len(corpus) and len(validation)):
@@ -214,6 +233,7 @@ class Trainer:
             "optimiser": self._optimiser.state_dict(),
             "generator": self._generator.get_state(),
             "curve": vars(self.curve),
+            "losses": self._losses,
         }
         partial = path.with_name(path.name + ".part")
         torch.save(state, partial)
@@ -238,6 +258,8 @@ class Trainer:
         self._optimiser.load_state_dict(state["optimiser"])
         self._generator.set_state(state["generator"])
         self.curve = Curve(**state["curve"])
+        # Checkpoints of earlier versions lie at entries of the curve.
+        self._losses = state.get("losses", [])
         self.step = state["step"]
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +22,7 @@ from safetensors.torch import load_file
 from pipelines.cli import main
 from recon_core.priors import load_prior
 from recon_core.priors.card import Card
+from recon_core.priors.checkpoint import read_checkpoint
 from recon_core.priors.prior import Convention
 from recon_core.priors.unet import UNet, UNetConfig
 from recon_core.priors.weights import describe, read_prior, save_prior
@@ -107,6 +110,33 @@ def test_the_same_command_resumes(images: Path, tmp_path: Path) -> None:
     assert "mine.checkpoint is of another training: steps 2, not 3. Delete it to start anew" in other.output
 
 
+def test_what_ctrl_c_stops_goes_on_as_if_it_had_not(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
+    command = ("train", "unet", "--data", images, "--steps", "4", "-o")
+    assert _run(*command, whole).exit_code == 0
+    advance = Trainer._advance
+
+    def interrupted(trainer: Trainer, corpus: Corpus) -> float:
+        if trainer.step == 1:
+            signal.raise_signal(signal.SIGINT)
+        return advance(trainer, corpus)
+
+    monkeypatch.setattr(Trainer, "_advance", interrupted)
+    stopped = _run(*command, parts)
+    assert stopped.exit_code == 130
+    told = f"stopped after step 2 of 4; the same command goes on from {tmp_path / 'parts.checkpoint'}"
+    assert stopped.output.splitlines()[-1] == told
+    assert not parts.exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert _run(*command, parts).exit_code == 0
+    first = load_file(whole)
+    assert all(torch.equal(tensor, first[name]) for name, tensor in load_file(parts).items())
+    curves = [read_checkpoint(path.with_suffix(".checkpoint"))["curve"] for path in (whole, parts)]
+    assert curves[0] == curves[1]
+
+
 def test_weights_without_a_checkpoint_are_only_replaced_on_demand(images: Path, tmp_path: Path) -> None:
     weights = tmp_path / "mine.safetensors"
     weights.write_bytes(b"of another training")
@@ -148,7 +178,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[torch.Tensor]]:
     """The images that the trainer gets; it fails as torch does when memory is out."""
     given: dict[str, list[torch.Tensor]] = {}
 
-    def run(_: Trainer, corpus: Corpus, validation: Corpus, checkpoint: Path) -> None:
+    def run(_: Trainer, corpus: Corpus, validation: Corpus, checkpoint: Path, stop: threading.Event) -> None:
         given.update(kept=corpus.images, held=validation.images)
         raise torch.OutOfMemoryError("CUDA out of memory.\nSee the documentation.")
 
