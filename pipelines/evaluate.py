@@ -298,8 +298,9 @@ def _notes(planes: Sequence[Plane], empty: Sequence[Counters]) -> Iterator[str]:
     covered = [value for plane in planes if (value := plane.figures.get("coverage")) is not None]
     if covered and statistics.fmean(covered) < LEAST_COVERAGE:
         yield (
-            f"the 90 % interval covers {statistics.fmean(covered):.0%} of the truth only: the errors are larger than "
-            "the deviation says, so the prior does not suit these images, or the model does not suit these data"
+            f"the 90 % interval covers {statistics.fmean(covered):.0%} of the truth only, the deviation is too small: "
+            "the prior does not suit these images, the samples of the method are too alike (preconditioned_langevin "
+            "draws from the posterior), or coil maps and field are off"
         )
 
 
