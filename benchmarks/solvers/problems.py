@@ -130,31 +130,20 @@ class Scanner:
     def scan(self, image: Tensor, seed: int) -> Scan:
         """The scan of a slice `[y, x]`, which always has the same noise for the same seed."""
         generator = torch.Generator().manual_seed(seed)
-        fine = _mosaic(image, 2 * self.matrix)
-        whitened = self._whitened_maps(fine)
+        fine = mosaic(image, 2 * self.matrix)
+        whitened = whitened_maps(fine, self.case.physical_coils)
         coil_images = whitened(len(fine)) * fine * (self.matrix / len(fine))
         full = self._full(coil_images)
         directions = whitened(self.matrix)
         # Noise has unit variance per complex sample, and so has the fully sampled image.
-        gain = self._snr / UNIT.unit(_combined(full, directions))
+        gain = self._snr / UNIT.unit(combined(full, directions))
         signal = gain * self._signal(coil_images)
         kspace = signal + torch.randn(signal.shape, generator=generator, dtype=signal.dtype)
         compression = compression_matrix(kspace, 1.0, self.case.coils)
         full, directions = (torch.einsum("vc,cyx->vyx", compression, x) for x in (gain * full, directions))
         kspace = torch.einsum("vc,cab->vab", compression, kspace)
-        maps = estimated_maps(kspace, self._trajectory, self.matrix)
-        return Scan(LinearModel(self.encoding, maps), kspace, _combined(full, directions))
-
-    def _whitened_maps(self, fine: Tensor) -> Callable[[int], Tensor]:
-        """Maps of the physical coils after prewhitening, `[coil, n, n]`, for any edge n."""
-        maps = _physical_maps(self.case.physical_coils, len(fine))
-        covariance = coil_covariance(maps[None], object_mask(fine.abs()[None]))
-        whitening = whitening_matrix(covariance)
-
-        def at(edge: int) -> Tensor:
-            return torch.einsum("vc,cyx->vyx", whitening, _physical_maps(self.case.physical_coils, edge))
-
-        return at
+        maps = estimated_maps(kspace, self._trajectory.float(), self.matrix)
+        return Scan(LinearModel(self.encoding, maps), kspace, combined(full, directions))
 
     def _full(self, coil_images: Tensor) -> Tensor:
         """Coil images of the full scan without noise, `[coil, y, x]`."""
@@ -190,12 +179,23 @@ def estimated_maps(kspace: Tensor, trajectory: Tensor, matrix: int) -> Tensor:
     raise NotFullySampledError(f"the central {LOWEST} lines of k-space are not fully sampled")
 
 
+def whitened_maps(fine: Tensor, coils: int) -> Callable[[int], Tensor]:
+    """Maps of the physical coils about an object after prewhitening, `[coil, n, n]`, for any edge n."""
+    covariance = coil_covariance(_physical_maps(coils, len(fine))[None], object_mask(fine.abs()[None]))
+    whitening = whitening_matrix(covariance)
+
+    def at(edge: int) -> Tensor:
+        return torch.einsum("vc,cyx->vyx", whitening, _physical_maps(coils, edge))
+
+    return at
+
+
 @cache
 def _physical_maps(coils: int, edge: int) -> Tensor:
     return coil_maps(coils, _positions(edge))
 
 
-def _mosaic(image: Tensor, least: int) -> Tensor:
+def mosaic(image: Tensor, least: int) -> Tensor:
     """Each pixel a square of as many points as make the edge at least so long."""
     points = math.ceil(least / len(image))
     return image.repeat_interleave(points, 0).repeat_interleave(points, 1)
@@ -208,6 +208,6 @@ def _positions(edge: int) -> Tensor:
     return torch.stack([x, y, torch.full_like(x, LEVEL_M)], -1)
 
 
-def _combined(coil_images: Tensor, maps: Tensor) -> Tensor:
+def combined(coil_images: Tensor, maps: Tensor) -> Tensor:
     """sum_c conj(s_c) image_c / |s|: brighter where the coils receive less noise, as maps of unit norm make it."""
     return (maps.conj() * coil_images).sum(0) / maps.abs().square().sum(0).sqrt()
