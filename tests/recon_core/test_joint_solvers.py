@@ -1,0 +1,158 @@
+"""Joint estimation against closed forms for known maps, and against the truth of a small scan for unknown ones."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from recon_core.operators.encoding import Encoding
+from recon_core.operators.sampling import sampling_operator
+from recon_core.priors.library import load_prior
+from recon_core.solvers.joint_diffusion import joint_diffusion
+from recon_core.solvers.joint_langevin import joint_langevin, map_estimate
+from recon_core.solvers.joint_problem import JointEstimate, JointProblem
+from recon_core.solvers.joint_total_variation import joint_total_variation
+from recon_core.solvers.run import Run
+
+from analytic import complex_noise, direct_sum, grid_trajectory, relative, ring_of_coils, smooth_head
+from gaussian_chain import relative_to
+from gaussian_problem import Gaussian, N, Scan, prior_of, scan, smooth
+
+MEAN = complex_noise(N, N, seed=9, dtype=torch.complex128)
+PRIOR = Gaussian(smooth(), MEAN)
+SOLVERS = {"diffusion": joint_diffusion, "langevin": joint_langevin}
+
+
+def seeded(seed: int = 0, **settings) -> Run:
+    return Run(torch.Generator().manual_seed(seed), **settings)
+
+
+def known(given: Scan) -> JointProblem:
+    """With the true maps to begin with."""
+    model = given.problem.model
+    maps = model.coil_maps
+    kspace = given.kspace.view(len(maps), *model.encoding.sampling.trajectory.shape[1:])
+    return replace(JointProblem.of(model.encoding, kspace, first_maps=maps), unit=given.problem.unit)
+
+
+@pytest.mark.parametrize(
+    ("solve", "settings", "samples"),
+    [
+        (joint_diffusion, {"steps": 60, "highest": 3.0, "lowest": 0.01, "iterations": 20, "coil_iterations": 0}, 60),
+        (joint_langevin, {"steps": 300, "highest": 3.0, "coil_steps": 0}, 40),
+    ],
+)
+def test_with_known_maps_the_mean_is_that_of_the_posterior(solve, settings, samples):
+    given = scan(PRIOR.draw())
+    found = solve(known(given), prior_of(PRIOR), seeded(samples=samples), **settings)
+    assert relative_to(given.posterior(PRIOR), found) < 0.25
+    assert relative(found.coil_maps - given.problem.model.coil_maps, found.coil_maps) < 1e-12
+
+
+def test_the_most_likely_image_is_that_of_the_closed_form():
+    given = scan(PRIOR.draw())
+    problem = known(given)
+    nothing = JointEstimate(torch.zeros_like(MEAN), None, 0, 0, problem.first_maps)
+    found = map_estimate(problem, prior_of(PRIOR), nothing, seeded(), steps=600, level=0.1)
+    truth = given.posterior(PRIOR, 0.1).mean
+    assert relative(found.image - truth, truth) < 1e-3
+
+
+HEAD, COILS, SIZE = 40 * smooth_head(32), 4, 32
+
+
+@pytest.fixture(scope="module")
+def undersampled() -> JointProblem:
+    """Every other line and 4 at the centre, with noise; each of the first maps has a third of its neighbour in it."""
+    lines = sorted({*range(0, SIZE, 2), *range(SIZE // 2 - 2, SIZE // 2 + 2)})
+    trajectory = grid_trajectory((SIZE, SIZE))[:, lines]
+    kspace = direct_sum(ring_of_coils(SIZE, COILS) * HEAD, trajectory)
+    kspace = kspace + complex_noise(*kspace.shape, seed=1, dtype=torch.complex128)
+    true = ring_of_coils(SIZE, COILS).to(torch.complex64)
+    wrong = true + true.roll(1, 0) / 3
+    problem = JointProblem.of(
+        Encoding(sampling_operator(trajectory, (SIZE, SIZE))), kspace.to(torch.complex64), first_maps=wrong
+    )
+    return replace(problem, unit=torch.tensor(40.0))
+
+
+def null_space_residual(maps: Tensor) -> float:
+    """What the maps miss of the true coil images."""
+    images = ring_of_coils(SIZE, COILS) * HEAD
+    return relative(images - maps * (maps.conj() * images).sum(0), images)
+
+
+HEADS = load_prior("head_unet")
+
+
+def solved(name: str, problem: JointProblem, run: Run) -> JointEstimate:
+    if name == "total variation":
+        return joint_total_variation(problem, run)
+    return SOLVERS[name](problem, HEADS, run, steps=12 if name == "diffusion" else 40)
+
+
+@pytest.mark.parametrize("name", [*SOLVERS, "total variation"])
+def test_maps_and_image_come_nearer_to_the_truth(undersampled, name):
+    found = solved(name, undersampled, seeded())
+    before, after = (null_space_residual(maps) for maps in (undersampled.first_maps, found.coil_maps))
+    assert after < 0.5 * before
+    given = undersampled.given(undersampled.first_maps)
+    start = given.tempered(torch.zeros_like(given.adjoint), 0.3, None, 30)
+    truth = (HEAD.abs() / 40).float()
+    errors = [relative(image.abs() - truth, truth) for image in (start, found.image)]
+    assert errors[1] < errors[0]
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_same_seed_same_estimate(undersampled, name):
+    first, again, other = (solved(name, undersampled, seeded(seed, samples=2)) for seed in (1, 1, 2))
+    assert torch.equal(first.image, again.image)
+    assert torch.equal(first.coil_maps, again.coil_maps)
+    assert torch.equal(first.deviation, again.deviation)
+    assert relative(other.image - first.image, first.image) > 1e-4
+
+
+@pytest.mark.parametrize("name", [*SOLVERS, "total variation"])
+def test_stops_when_told(undersampled, name):
+    asked = []
+
+    def go_on(done: int, planned: int) -> bool:
+        asked.append(done)
+        return done < 3
+
+    found = solved(name, undersampled, seeded(go_on=go_on))
+    assert asked == [0, 1, 2, 3]
+    assert found.steps == 3 < found.planned
+    assert torch.isfinite(found.image.abs()).all()
+
+
+def test_map_estimate_stops_when_told(undersampled):
+    start = solved("diffusion", undersampled, seeded(go_on=lambda done, planned: False))
+    found = map_estimate(undersampled, HEADS, start, seeded(go_on=lambda done, planned: done < 2))
+    assert (found.steps, found.planned, found.deviation) == (2, 250, None)
+
+
+def test_slices_know_nothing_of_one_another(undersampled):
+    """Total variation draws nothing; the other slice is twice as bright."""
+    two = JointProblem(
+        undersampled.single,
+        *(torch.stack([x, factor * x]) for x, factor in ((undersampled.data, 2), (undersampled.energy, 4))),
+        torch.tensor([40.0, 80.0]),
+        undersampled.first_maps.expand(2, -1, -1, -1),
+    )
+    alone, together = (joint_total_variation(problem, seeded(), iterations=10) for problem in (undersampled, two))
+    assert relative(together.image[0] - alone.image, alone.image) < 1e-4
+    assert relative(together.coil_maps[0] - alone.coil_maps, alone.coil_maps) < 1e-4
+    both = joint_diffusion(two, HEADS, seeded(), steps=3)
+    assert both.image.shape == (2, SIZE, SIZE)
+    assert both.coil_maps.shape == (2, COILS, SIZE, SIZE)
+
+
+def test_bad_settings_are_named(undersampled):
+    with pytest.raises(ValueError, match="expected noise levels that fall"):
+        joint_diffusion(undersampled, HEADS, seeded(), highest=0.01, lowest=0.1)
+    with pytest.raises(ValueError, match="weight of the smoothness|weight above 0"):
+        joint_langevin(undersampled, HEADS, seeded(), smoothness=-1.0)
+    with pytest.raises(ValueError, match="expected a weight of at least 0"):
+        joint_total_variation(undersampled, seeded(), weight=-1.0)
