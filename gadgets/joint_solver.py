@@ -1,0 +1,87 @@
+"""The image and the coil maps that the data and a diffusion prior allow, found together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from gadgets.frame import Frame, SeriesImage
+from gadgets.gadget import COIL_MAPS, FRAMES, IMAGE, Session
+from gadgets.imaging_model import encoding_of
+from gadgets.prior import prior_of
+from gadgets.property import integer, known_or_path, real
+from gadgets.solver import Solver
+from recon_core.operators.linear_model import LinearModel
+from recon_core.priors.library import shipped_priors
+from recon_core.solvers.joint_diffusion import joint_diffusion
+from recon_core.solvers.joint_problem import JointProblem, low_resolution_maps
+from recon_core.solvers.linear_problem import LinearProblem
+from recon_core.solvers.run import Estimate, Run
+
+
+class JointSolver(Solver):
+    """Finds the image and the coil maps together, for scans whose centre of k-space is too small to calibrate by.
+
+    Maps of an earlier gadget are where it begins, or, without one, what the centre of k-space gives, fully sampled or
+    not. They leave as the series `coil_maps`, one image for each coil, and later gadgets get them.
+    """
+
+    needs = frozenset({FRAMES})
+    adds = frozenset({IMAGE, COIL_MAPS})
+
+    prior = known_or_path(
+        "head_pogmdm",
+        tuple(shipped_priors()),
+        "what images look like: a prior that comes with the program (spinstream priors), a .safetensors file of "
+        "spinstream train, or a published checkpoint as ncsnv2:FILE or pogmdm:FILE",
+    )
+    samples = integer(
+        4, "images to draw, of which the mean is taken; of two and more there is a deviation", low=1, high=256
+    )
+    steps = integer(20, "noise levels, each one question to the prior", low=1, high=100000)
+    smoothness = real(1.0, "weight of the penalty on what varies fast in coil maps", low=1e-6, high=1e6)
+
+    def open(self, session: Session) -> None:
+        """Reads the prior.
+
+        Raises:
+            ValueError: there is no such prior, or its file cannot be read.
+        """
+        super().open(session)
+        self._prior = prior_of(self.prior, session)
+
+    @property
+    def _draws(self) -> int:
+        return self.samples
+
+    @property
+    def _what(self) -> str:
+        return f"image and coil maps with {self.prior}, {self.samples} samples, smoothness {self.smoothness:g}"
+
+    def _release(self) -> Iterator[object]:
+        for item in super()._release():
+            if isinstance(item, Frame) and item.coil_maps is not None:
+                for coil_map in item.coil_maps:
+                    yield SeriesImage("coil_maps", coil_map, item)
+            yield item
+
+    def _solved(self, frames: Sequence[Frame]) -> tuple[Tensor, Tensor | None]:
+        for frame in frames:
+            if frame.coil_maps is None:
+                sampling = encoding_of(frame, self.session).sampling
+                frame.coil_maps = low_resolution_maps(sampling, frame.samples.kspace)
+        solved = super()._solved(frames)
+        for frame, coil_maps in zip(frames, self._coil_maps, strict=True):
+            frame.coil_maps = coil_maps
+        return solved
+
+    def _problem(self, model: LinearModel, kspace: Tensor) -> LinearProblem:
+        joint = JointProblem.of(model.encoding, kspace, model.field_hz, model.coil_maps)
+        self._joint = joint.scaled_for(self._prior.convention)
+        return self._joint.given(self._joint.first_maps)
+
+    def _estimate(self, problem: LinearProblem, run: Run) -> Estimate:
+        found = joint_diffusion(self._joint, self._prior, run, steps=self.steps, smoothness=self.smoothness)
+        self._coil_maps = found.coil_maps
+        return found
