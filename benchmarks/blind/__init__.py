@@ -1,0 +1,1 @@
+"""Reconstruction that estimates what others measure: field maps and coil maps."""
