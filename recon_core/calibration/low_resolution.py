@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
 
 import torch
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from recon_core.density import pipe_menon
@@ -24,8 +23,15 @@ MARGIN = 8
 ITERATIONS = 5
 
 
+# How far, in cycles per field of view, a point of the region may be from the nearest sample. Interleaves that lie apart by
+# 1.2 cycles leave gaps of 0.6. A spiral of variable density, five times accelerated, has ever wider gaps farther out: maps
+# from 24 x 24 points cost the diffusion solver 4 dB, maps from 12 x 12 one. Fewer tell the coils apart worse than aliasing.
+DENSE, LARGEST_GAP = 0.6, 0.95
+NEEDED_RADIUS = 6
+
+
 class NotFullySampledError(ValueError):
-    """The region has points of k-space without a sample."""
+    """The region has points of k-space without a sample near them."""
 
 
 def calibration_kspace(kspace: Tensor, trajectory: Tensor, size: Sequence[int]) -> Tensor:
@@ -43,8 +49,8 @@ def calibration_kspace(kspace: Tensor, trajectory: Tensor, size: Sequence[int]) 
         `[coil, *size]`, centred.
 
     Raises:
-        NotFullySampledError: The region has points without a sample, or, off the grid, without one that is less than a
-            cycle per field of view away on each axis.
+        NotFullySampledError: The region has points without a sample near them: within 0.95 cycles per field of view at
+            its corners and in the centre, within 0.6 between them.
         ValueError: The shapes do not fit, or the trajectory is not finite.
     """
     size = tuple(size)
@@ -89,16 +95,16 @@ def _inside(points: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _require_samples_around(trajectory: Tensor, size: tuple[int, ...]) -> None:
-    """Refuses a region with grid points that have no sample less than one cycle away."""
-    around = [(k.floor().flatten(), k.ceil().flatten()) for k in trajectory]
-    sampled = torch.zeros(size, dtype=torch.bool, device=trajectory.device)
-    for corner in itertools.product(*around):
-        points = torch.stack(corner)
-        index = points[:, _inside(points, size)].long()
-        sampled[tuple(i + n // 2 for i, n in zip(index, size, strict=True))] = True
-    missing = 1 - int(sampled.sum()) / math.prod(size)
+    """Refuses a region with grid points that have no sample near enough."""
+    axes = (torch.arange(n, dtype=torch.float64) - n // 2 for n in size)
+    points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
+    nearest = cKDTree(trajectory.flatten(1).T.cpu().numpy()).query(points.numpy())[0]
+    # A region's corners are few, and windows roll them off.
+    corner = (points / (torch.tensor(size) / 2)).norm(dim=-1) > 1
+    needed = (points.norm(dim=-1) <= NEEDED_RADIUS) | corner
+    missing = float((torch.from_numpy(nearest) > torch.where(needed, LARGEST_GAP, DENSE)).double().mean())
     if missing:
         raise NotFullySampledError(
             f"the central {' x '.join(map(str, size))} points of k-space are not fully sampled: "
-            f"{100 * missing:.1f} % of them have no sample"
+            f"{100 * missing:.1f} % of them have no sample near them"
         )

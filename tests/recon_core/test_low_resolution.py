@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from recon_core.calibration.low_resolution import calibration_kspace
+from pipelines.simulated_readouts import spiral
+from recon_core.calibration.low_resolution import NotFullySampledError, calibration_kspace
 
 from analytic import (
     complex_noise,
@@ -99,3 +100,12 @@ def test_samples_that_do_not_reach_the_region():
 def test_refusals(kspace, trajectory, size, message):
     with pytest.raises(ValueError, match=message):
         calibration_kspace(kspace, trajectory, size)
+
+
+def test_an_accelerated_spiral_is_used_as_far_as_it_is_dense():
+    """Turns lie apart by 1.29 cycles per field of view at a radius of 6, by 1.7 at 12."""
+    trajectory = spiral((128, 128), (0.24, 0.24), 18, 9, 15.6, 4e-6).trajectory
+    kspace = torch.zeros(1, *trajectory.shape[1:], dtype=torch.complex128)
+    assert calibration_kspace(kspace, trajectory, (12, 12)).shape == (1, 12, 12)
+    with pytest.raises(NotFullySampledError, match="24 x 24 points of k-space are not fully sampled"):
+        calibration_kspace(kspace, trajectory, (24, 24))
