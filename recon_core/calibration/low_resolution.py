@@ -24,9 +24,9 @@ ITERATIONS = 5
 
 
 # How far, in cycles per field of view, a point of the region may be from the nearest sample. Interleaves that lie apart
-# by 1.2 cycles leave gaps of 0.6. A spiral of variable density, five times accelerated, has ever wider gaps farther out:
-# maps from 24 x 24 points cost the diffusion solver 2 to 4 dB, maps from 12 x 12 less than one. Fewer points than these
-# tell coils apart worse than aliasing does.
+# by 1.2 cycles leave gaps of 0.6. A spiral of variable density, five times accelerated, has ever wider gaps farther
+# out: maps from 24 x 24 points cost the diffusion solver 2 to 4 dB, maps from 12 x 12 less than one. Fewer points than
+# these tell coils apart worse than aliasing does.
 DENSE, LARGEST_GAP = 0.6, 0.95
 NEEDED_RADIUS = 6
 
