@@ -50,6 +50,7 @@ SERIES = {
         "image, which are its pixels divided by its ImageScaleFactor",
         role="Quantitative",
     ),
+    "coil_maps": Series(5, "coil maps", "sensitivities of the coils, one image each, relative to all of them together"),
 }
 
 

@@ -170,6 +170,16 @@ def test_a_quantitative_series_is_one_line_in_the_table(monkeypatch):
     assert low == pytest.approx(float(data.min()), rel=0.05)
 
 
+def test_coil_maps_are_a_series_of_their_own_with_one_scale():
+    """How strong a coil is beside the others is all that maps say."""
+    gadget = opened()
+    first, second = (export(gadget, series_image(part * noise(), kind="coil_maps")) for part in (0.8, 0.6))
+    assert [(image.image_series_index, image.image_index) for image in (first, second)] == [(5, 1), (5, 2)]
+    assert first.meta["SeriesDescription"] == "spiral_coil maps"
+    assert "sensitivities" in first.meta["ImageComments"]
+    np.testing.assert_allclose(pixels(second) / 0.6, pixels(first) / 0.8, atol=0.01)
+
+
 def test_a_map_that_is_not_periodic_does_not_ring():
     """A ramp comes to the finer and smaller recon grid as itself, with the voxel N // 2 in its place."""
     space = Space((1, 8, 16), (5.0, 160.0, 320.0), (1, 12, 21), (5.0, 120.0, 210.0))
