@@ -61,7 +61,8 @@ class JointSolver(Solver):
 
     def _release(self) -> Iterator[object]:
         for item in super()._release():
-            if isinstance(item, Frame) and item.coil_maps is not None:
+            if isinstance(item, Frame):
+                assert item.coil_maps is not None
                 for coil_map in item.coil_maps:
                     yield SeriesImage("coil_maps", coil_map, item)
             yield item
@@ -75,6 +76,13 @@ class JointSolver(Solver):
         for frame, coil_maps in zip(frames, self._coil_maps, strict=True):
             frame.coil_maps = coil_maps
         return solved
+
+    def _nothing(self, frame: Frame) -> tuple[Tensor, Tensor | None]:
+        """All coils are alike where nothing tells them apart, as `CoilMaps` says."""
+        kspace = frame.samples.kspace
+        if frame.coil_maps is None:
+            frame.coil_maps = kspace.new_full((len(kspace), *frame.space.shape), len(kspace) ** -0.5)
+        return super()._nothing(frame)
 
     def _problem(self, model: LinearModel, kspace: Tensor) -> LinearProblem:
         joint = JointProblem.of(model.encoding, kspace, model.field_hz, model.coil_maps)

@@ -75,6 +75,9 @@ class JointProblem:
             first_maps = low_resolution_maps(encoding.sampling, kspace)
         elif first_maps.shape != data.shape:
             raise ValueError(f"expected first maps {list(data.shape)}, got {list(first_maps.shape)}")
+        elif not bool(torch.isfinite(first_maps).all()):
+            broken = int((~torch.isfinite(first_maps)).sum())
+            raise ValueError(f"{broken} of {first_maps.numel()} values of the first maps are not finite")
         return JointProblem(single, data, energy, torch.ones_like(energy), normalised(first_maps))
 
     def scaled_for(self, convention: Convention) -> JointProblem:

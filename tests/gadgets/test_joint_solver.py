@@ -13,7 +13,7 @@ from pipelines.definition import DEFINITIONS, find_definition
 from pipelines.registry import installed_gadgets
 from recon_core.priors.prior import Convention, Prior
 
-from phantom_scan import Phantom, cartesian, head
+from phantom_scan import SIZE, Phantom, cartesian, head
 from scans import header, run, session
 
 COILS = 4
@@ -78,12 +78,31 @@ def test_as_many_steps_as_asked_and_no_more_than_there_is_time_for():
     assert "of 5000 steps" in solved(scanned(), steps=5000, time_budget=0.2)[-1].history[0]
 
 
-def test_no_signal_gives_an_empty_image():
+def test_no_signal_gives_an_empty_image_and_coils_that_are_alike():
+    """Later gadgets are promised maps of every frame."""
     silent = scanned()
     silent.samples.kspace.zero_()
-    image, *_, frame = solved(silent)
+    results = solved(silent)
+    assert kinds(results) == ["image", "deviation", *["coil_maps"] * COILS, "frame"]
+    image, *_, frame = results
     assert not image.data.any()
+    torch.testing.assert_close(frame.coil_maps, torch.full((COILS, SIZE, SIZE), 0.5, dtype=torch.complex64))
     assert frame.history == ["JointSolver: all samples are zero, and so is the image"]
+
+
+def test_a_single_coil():
+    image, deviation, coil_map, _ = solved(Phantom.scanned(cartesian(), 1, 1.0, 50 * head()).frame())
+    truth = np.abs(50 * head())
+    assert np.linalg.norm(image.data.abs().numpy() - truth) < 0.1 * np.linalg.norm(truth)
+    assert torch.isfinite(deviation.data).all()
+    torch.testing.assert_close(coil_map.data.abs(), torch.ones(SIZE, SIZE))
+
+
+def test_samples_that_are_not_finite_are_counted():
+    frame = scanned()
+    frame.samples.kspace[0, 0, :3] = torch.nan
+    with pytest.raises(ValueError, match=f"3 of {COILS * SIZE**2} samples of k-space are not finite"):
+        solved(frame)
 
 
 def test_the_pipeline_needs_no_coil_maps():

@@ -1,5 +1,6 @@
 """Truth: dense matrices, and differences of the misfit written out as a sum over samples."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from recon_core.calibration.smooth_coils import Smoothness
 from recon_core.operators.encoding import Encoding
+from recon_core.operators.off_resonance import LowRank
 from recon_core.operators.sampling import sampling_operator
 from recon_core.priors.prior import Convention
 from recon_core.solvers.joint_problem import JointProblem, normalised
@@ -42,6 +44,30 @@ def test_misfit_is_that_of_the_samples(radial):
     image, maps = noise(N, N), noise(COILS, N, N, seed=1)
     truth = written_out(image, maps, kspace, trajectory, 3.0)
     assert abs(float(problem.misfit(image, maps)) / truth - 1) < 1e-4
+
+
+def test_slices_have_fields_units_and_samples_of_their_own():
+    """Two slices, two draws of each, every sample with the phase of the field at its time."""
+    trajectory = radial_trajectory(N, 7, 16).double()
+    times = torch.linspace(0.002, 0.01, 16).double().expand(7, 16)
+    field_hz = 60 * noise(2, N, N).real.clamp(-1, 1)
+    kspace, units = noise(2, COILS, 7, 16), torch.tensor([3.0, 2.0]).double()
+    encoding = Encoding(sampling_operator(trajectory, (N, N)), LowRank(times, -100, 100, 1e-5))
+    problem = replace(JointProblem.of(encoding, kspace, field_hz), unit=units)
+    image, maps = noise(2, 2, N, N, seed=1), noise(2, 2, COILS, N, N, seed=2)
+
+    def signal(coil_images: Tensor, field_hz: Tensor) -> Tensor:
+        """Each column of samples has one time."""
+        turned = [coil_images * torch.exp(-2j * torch.pi * field_hz * t) for t in times[0]]
+        columns = trajectory.split(1, dim=-1)
+        return torch.cat([direct_sum(x, k) for x, k in zip(turned, columns, strict=True)], -1)
+
+    for draw in range(2):
+        for z in range(2):
+            predicted = units[z] * signal(maps[draw, z] * image[draw, z], field_hz[z])
+            truth = (predicted - kspace[z]).abs().square().sum()
+            assert abs(float(problem.misfit(image, maps)[draw, z] / truth) - 1) < 1e-4
+            assert abs(float(problem.given(maps).misfit(image)[draw, z] / truth) - 1) < 1e-4
 
 
 @pytest.mark.parametrize("which", ["image", "maps"])
@@ -153,6 +179,10 @@ def test_bad_data_are_named():
         JointProblem.of(encoding, broken)
     with pytest.raises(ValueError, match=r"expected first maps \[3, 12, 12\], got \[2, 12, 12\]"):
         JointProblem.of(encoding, kspace, first_maps=torch.ones(2, N, N, dtype=kspace.dtype))
+    with pytest.raises(ValueError, match="2 of 432 values of the first maps are not finite"):
+        maps = torch.ones(COILS, N, N, dtype=kspace.dtype)
+        maps[1, 2, :2] = torch.nan
+        JointProblem.of(encoding, kspace, first_maps=maps)
     with pytest.raises(ValueError, match="cannot be scaled"):
         JointProblem.of(encoding, 0 * kspace).scaled_for(Convention("maximum", 0.01, 1.0))
     for settings in ({"weight": 0.0}, {"weight": 1.0, "order": 0}, {"weight": 1.0, "margin": -0.1}):
