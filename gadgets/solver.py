@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gadgets.frame import Frame, Samples, SeriesImage
-from gadgets.gadget import COIL_MAPS, FRAMES, IMAGE, Gadget, Session
+from gadgets.gadget import COIL_MAPS, FRAMES, IMAGE, WHITENED, Gadget, Session
 from gadgets.imaging_model import model_of
 from gadgets.property import integer, real
 from recon_core.calibration.outer_noise import outer_noise
@@ -49,7 +49,7 @@ class Solver(Gadget[Frame]):
     """
 
     takes = Frame
-    needs = frozenset({FRAMES, COIL_MAPS})
+    needs = frozenset({WHITENED, FRAMES, COIL_MAPS})
     adds = frozenset({IMAGE})
 
     time_budget = real(

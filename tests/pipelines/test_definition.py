@@ -145,6 +145,10 @@ def test_unknown_gadgets_get_the_nearest_known_name():
         ),
         (["Trajectory", "FrameAssembly", "CoilMaps", "Preview"], "images are made but nothing exports them"),
         (["ImageExport"], "ImageExport needs image"),
+        (
+            ["Trajectory", "FrameAssembly", "CoilMaps", "TotalVariation", "ImageExport"],
+            "TotalVariation needs whitened data, which nothing before it adds; place NoisePrewhitening before it",
+        ),
     ],
 )
 def test_orders_that_cannot_work_are_refused(gadgets, message):
