@@ -350,7 +350,7 @@ class _Source(click.ParamType):  # type: ignore[type-arg]  # generic only in new
     "--validation",
     type=IMAGES,
     multiple=True,
-    help="Images to select by [the last twentieth of the data files; of a single file, of its slices].",
+    help="Images to select by [a twentieth of the data files, from their middle; of a single file, of its slices].",
 )
 @click.option("--key", help="The one array to take of .npz files [all]; other files have one.")
 @click.option("--objective", type=click.Choice(["clean", "sure"]), default="clean", show_default=True)
