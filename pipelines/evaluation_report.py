@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from pipelines.errors import FileError
-from pipelines.evaluate import Evaluation, Outcome, Plane, Zoom
+from pipelines.evaluate import COUNTERS, Evaluation, Outcome, Plane, Zoom
 from pipelines.sinks.folder import output_folder
 from pipelines.truth import Magnitudes
 from recon_core.simulation import object_mask
@@ -174,8 +174,8 @@ def write_report(folder: Path, job: Evaluation, outcomes: Mapping[str, Outcome])
     pictures: dict[str, str] = {}
     try:
         (folder / METRICS).write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
-        for number, (label, planes) in enumerate(_by_slice(outcomes).items()):
-            pictures[label] = f"slice_{number:03d}.png"
+        for label, planes in _by_slice(outcomes).items():
+            pictures[label] = _picture_name(planes)
             _picture(planes, job.zoom).savefig(folder / pictures[label], dpi=_dpi(planes))
         curves = CURVES if len(pictures) > 1 else None
         if curves:
@@ -313,6 +313,12 @@ def _curves(outcomes: Mapping[str, Outcome]) -> Figure:
         axes.set_yscale("log")  # of the NMSE, which may be 0 of images that are the truth
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
     return figure
+
+
+def _picture_name(planes: Mapping[str, Plane]) -> str:
+    """ "slice_003_repetition_001.png"."""
+    counters = next(iter(planes.values())).counters
+    return "_".join(f"{name}_{counters[name]:03d}" for name in COUNTERS if name in counters) + ".png"
 
 
 def _picture(planes: Mapping[str, Plane], zoom: Zoom | None) -> Figure:

@@ -238,7 +238,8 @@ def _from_npz(path: Path, key: str | None) -> Places:
         names = [key] if key else file.files
         if len(names) != 1 or names[0] not in file.files:
             listed = ", ".join(f"{name} {list(file[name].shape)}" for name in file.files) or "none"
-            raise ValueError(f"expected {f'an array {key}' if key else 'one array'}, got {listed}; --key names the one to take")
+            expected = f"an array {key}" if key else "one array"
+            raise ValueError(f"expected {expected}, got {listed}; --key names the one to take")
         return BySlice(_valid(file[names[0]]))
 
 

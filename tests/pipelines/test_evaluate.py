@@ -417,6 +417,14 @@ def test_a_slice_whose_truth_is_zero_is_left_out_and_named(folder, tmp_path):
     assert outcome.notes[0] in (tmp_path / "out" / "index.html").read_text()
 
 
+def test_pictures_are_named_by_their_slice_even_if_one_before_it_is_left_out(folder, tmp_path):
+    truth = truth_of(folder / "raw.h5")
+    truth[0] = 0
+    np.savez(tmp_path / "truth.npz", truth)
+    with_truth(folder, tmp_path / "out", tmp_path / "truth.npz", "ImageExport.data_type=float32")
+    assert [file.name for file in (tmp_path / "out").glob("*.png")] == ["slice_001.png"]
+
+
 def test_an_empty_slice_of_a_truth_in_mrd_is_left_out(folder, tmp_path):
     shutil.copy(folder / "images.h5", tmp_path / "truth.h5")
     with h5py.File(tmp_path / "truth.h5", "a") as file:
