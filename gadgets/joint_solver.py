@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -24,7 +25,9 @@ class JointSolver(Solver):
     """Finds the image and the coil maps together, for scans whose centre of k-space is too small to calibrate by.
 
     Maps of an earlier gadget are where it begins, or, without one, what the centre of k-space gives, fully sampled or
-    not. They leave as the series `coil_maps`, one image for each coil, and later gadgets get them.
+    not: that of lines for parallel calibration where there are any, else that of the image. What is fitted are the
+    samples of the image alone; where these have no dense centre, better maps to begin with are lost again in many
+    steps. The maps leave as the series `coil_maps`, one image for each coil, and later gadgets get them.
     """
 
     needs = frozenset({FRAMES})
@@ -70,12 +73,18 @@ class JointSolver(Solver):
     def _solved(self, frames: Sequence[Frame]) -> tuple[Tensor, Tensor | None]:
         for frame in frames:
             if frame.coil_maps is None:
-                sampling = encoding_of(frame, self.session).sampling
-                frame.coil_maps = low_resolution_maps(sampling, frame.samples.kspace)
+                frame.coil_maps = self._first_maps(frame)
         solved = super()._solved(frames)
         for frame, coil_maps in zip(frames, self._coil_maps, strict=True):
             frame.coil_maps = coil_maps
         return solved
+
+    def _first_maps(self, frame: Frame) -> Tensor:
+        samples = frame.calibration or frame.samples
+        source = "calibration lines" if frame.calibration else "samples"
+        frame.history.append(f"JointSolver: began with coil maps of the centre of the {source}")
+        sampling = encoding_of(replace(frame, samples=samples), self.session).sampling
+        return low_resolution_maps(sampling, samples.kspace)
 
     def _nothing(self, frame: Frame) -> tuple[Tensor, Tensor | None]:
         """All coils are alike where nothing tells them apart, as `CoilMaps` says."""
