@@ -36,7 +36,7 @@ class CoilMaps(Gadget[Frame]):
     method = choice(ESPIRIT, (ESPIRIT, WALSH), "ESPIRiT, or adaptive combination after Walsh")
     calibration = integer(
         24,
-        "width of the central region; the largest fully sampled one that is not wider is used",
+        "width of the central region; the largest densely sampled one that is not wider is used",
         unit="cycles per field of view",
         low=8,
         high=256,
@@ -85,7 +85,7 @@ class CoilMaps(Gadget[Frame]):
         return maps, f"ESPIRiT from {source}, kernel of {kernel} samples"
 
     def _centre(self, samples: Samples, shape: tuple[int, ...]) -> Tensor:
-        """K-space `[coil, *size]` of the largest central region that is fully sampled, up to the width asked for."""
+        """K-space `[coil, *size]` of the largest central region that is densely sampled, up to the width asked for."""
         reach = [min(n, _reach(k)) for n, k in zip(shape, samples.trajectory, strict=True)]
         if 0 in reach:
             raise ValueError(
