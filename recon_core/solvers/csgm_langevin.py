@@ -16,6 +16,7 @@ _HIGHEST, _LOWEST = 232.0, 0.0066
 _FIRST, _LAST_EARLY = 1156, 1800
 _STEPS_EARLY = 3
 _STEP = 5e-5
+_OWN_NOISE = 1.57  # of the images at rest, over sigma: 1 + eta / (2 sigma^2)
 
 
 def csgm_langevin(
@@ -38,7 +39,8 @@ def csgm_langevin(
     With `eta = 1.148 sigma^2` the images are noisier than sigma: 1.57 times where the prior alone decides, about four
     times with the data. The released network is not told the level and finds noise of any strength: its score is that
     noise, made unit, over sigma. Priors here are told, and one that is told sigma takes the rest of the noise for
-    image, so that the images grow to infinity. They are therefore told the noise that they found at the visit before.
+    image, so that the images grow to infinity. They are therefore told the noise that they found at the visit before,
+    and at least 1.57 times sigma: where they once found too little, they would be told ever less.
 
     Levels that the prior does not know are left out; if it knows them all down to 0.0066, 3 and 4 steps per level call
     the network 3465 and 3975 times.
@@ -58,7 +60,7 @@ def csgm_langevin(
     image = _uniform(problem, run)
     found = torch.full_like(_norm(image), levels[0])
     for done, level in enumerate(levels):
-        known = found.clamp(prior.convention.lowest, prior.convention.highest)[..., 0, 0]
+        known = found.clamp(min(_OWN_NOISE * level, prior.convention.highest), prior.convention.highest)[..., 0, 0]
         if not run.go_on(done, len(levels)):
             return Estimate.of(prior.denoise(image, known), done, len(levels))
         noise, towards_data = image - prior.denoise(image, known), -problem.gradient(image)
