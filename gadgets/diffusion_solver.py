@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import Tensor
 
 from gadgets.gadget import Session
-from gadgets.prior import prior_of
+from gadgets.prior import prior_of, provenance_of
 from gadgets.property import choice, integer, known_or_path
 from gadgets.solver import Solver
 from recon_core.operators.linear_model import LinearModel
@@ -91,7 +89,7 @@ class DiffusionSolver(Solver):
         """
         super().open(session)
         self._prior = prior_of(self.prior, session)
-        self._provenance = _provenance(self.prior)
+        self._provenance = provenance_of(self.prior)
 
     @property
     def _draws(self) -> int:
@@ -107,13 +105,3 @@ class DiffusionSolver(Solver):
     def _estimate(self, problem: LinearProblem, run: Run) -> Estimate:
         method = METHODS[self.method]
         return method.solve(problem, self._prior, run, **(method.settings(self.steps) if self.steps else {}))
-
-
-def _provenance(prior: str) -> str:
-    """What the history says of a prior: its name, or of a file the last part of its path, and its digest."""
-    if prior in shipped_priors():
-        return prior
-    kind, colon, name = prior.rpartition(":")
-    file = Path(name)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    return f"{kind}{colon}{file.name} (sha256 {digest[:12]})"

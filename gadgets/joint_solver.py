@@ -8,9 +8,9 @@ from dataclasses import replace
 from torch import Tensor
 
 from gadgets.frame import Frame, SeriesImage
-from gadgets.gadget import COIL_MAPS, FRAMES, IMAGE, Session
+from gadgets.gadget import COIL_MAPS, FRAMES, IMAGE, WHITENED, Session
 from gadgets.imaging_model import encoding_of
-from gadgets.prior import prior_of
+from gadgets.prior import prior_of, provenance_of
 from gadgets.property import integer, known_or_path, real
 from gadgets.solver import Solver
 from recon_core.operators.linear_model import LinearModel
@@ -30,7 +30,7 @@ class JointSolver(Solver):
     steps. The maps leave as the series `coil_maps`, one image for each coil, and later gadgets get them.
     """
 
-    needs = frozenset({FRAMES})
+    needs = frozenset({FRAMES, WHITENED})
     adds = frozenset({IMAGE, COIL_MAPS})
 
     prior = known_or_path(
@@ -53,6 +53,7 @@ class JointSolver(Solver):
         """
         super().open(session)
         self._prior = prior_of(self.prior, session)
+        self._provenance = provenance_of(self.prior)
 
     @property
     def _draws(self) -> int:
@@ -60,7 +61,7 @@ class JointSolver(Solver):
 
     @property
     def _what(self) -> str:
-        return f"image and coil maps with {self.prior}, {self.samples} samples, smoothness {self.smoothness:g}"
+        return f"image and coil maps with {self._provenance}, {self.samples} samples, smoothness {self.smoothness:g}"
 
     def _release(self) -> Iterator[object]:
         for item in super()._release():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from gadgets.gadget import Session
@@ -23,3 +24,13 @@ def prior_of(name: str, session: Session) -> Prior:
         return session.cache.get(key, lambda: load_prior(name, session.device))
     except OSError as error:
         raise ValueError(f"cannot read the prior {file}: {error.strerror or error}") from error
+
+
+def provenance_of(name: str) -> str:
+    """What the history says of a prior: its name, or of a file the last part of its path, and its digest."""
+    if name in shipped_priors():
+        return name
+    kind, colon, path = name.rpartition(":")
+    file = Path(path)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return f"{kind}{colon}{file.name} (sha256 {digest[:12]})"

@@ -211,9 +211,9 @@ def known_or_path(default: str, known: Sequence[str], meaning: str) -> Property[
     """
 
     def read(word: str) -> str:
-        if not word:
-            raise ValueError(word)
         kind, colon, file = word.rpartition(":")
+        if not file:
+            raise ValueError(word)
         return f"{kind}{colon}{_of_home(file)}"
 
     return Property("path", default, meaning, read, choices=known)

@@ -54,6 +54,12 @@ def test_a_home_of_nobody_is_refused(declared):
         declared.parse("~no such user/x")
 
 
+@pytest.mark.parametrize("word", ["", "ncsnv2:"])
+def test_a_file_has_a_name(word):
+    with pytest.raises(PropertyError, match="a, or a path"):
+        known_or_path("a", ["a"], "which").parse(word)
+
+
 @pytest.mark.parametrize("word", ["inf", "-inf", "nan", "", "1,5", "0x10"])
 def test_numbers_are_finite_and_plain(word):
     with pytest.raises(PropertyError, match="expected a number"):

@@ -149,6 +149,7 @@ def test_unknown_gadgets_get_the_nearest_known_name():
             ["Trajectory", "FrameAssembly", "CoilMaps", "TotalVariation", "ImageExport"],
             "TotalVariation needs whitened data, which nothing before it adds; place NoisePrewhitening before it",
         ),
+        (["Trajectory", "FrameAssembly", "JointSolver", "ImageExport"], "JointSolver needs whitened data"),
     ],
 )
 def test_orders_that_cannot_work_are_refused(gadgets, message):
