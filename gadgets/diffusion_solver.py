@@ -8,12 +8,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gadgets.gadget import Session
-from gadgets.prior import prior_of, provenance_of
-from gadgets.property import choice, integer, known_or_path
-from gadgets.solver import Solver
+from gadgets.prior_solver import PriorSolver, prior_property
+from gadgets.property import choice, integer
 from recon_core.operators.linear_model import LinearModel
-from recon_core.priors.library import shipped_priors
 from recon_core.solvers.csgm_langevin import csgm_langevin
 from recon_core.solvers.decomposed_diffusion import decomposed_diffusion
 from recon_core.solvers.linear_problem import LinearProblem
@@ -55,7 +52,7 @@ METHODS = {
 }
 
 
-class DiffusionSolver(Solver):
+class DiffusionSolver(PriorSolver):
     """Finds the image that the data and a prior of such images allow, and how far the data leave it open.
 
     Several images are drawn; their mean is the image, and their standard deviation leaves as a series of its own. How
@@ -64,15 +61,7 @@ class DiffusionSolver(Solver):
     """
 
     method = choice("decomposed_diffusion", tuple(METHODS), "how the image is found")
-    prior = known_or_path(
-        "head_unet_large",
-        tuple(shipped_priors()),
-        "what images look like: a prior that comes with the program (spinstream priors), a .safetensors file of "
-        "spinstream train, or a published checkpoint as ncsnv2:FILE or pogmdm:FILE",
-    )
-    samples = integer(
-        4, "images to draw, of which the mean is taken; of two and more there is a deviation", low=1, high=256
-    )
+    prior = prior_property("head_unet_large")
     steps = integer(
         0,
         "of the method, each one question to the prior, rounded to what its noise levels allow; 0 takes as many as the "
@@ -80,20 +69,6 @@ class DiffusionSolver(Solver):
         low=0,
         high=100000,
     )
-
-    def open(self, session: Session) -> None:
-        """Reads the prior.
-
-        Raises:
-            ValueError: there is no such prior, or its file cannot be read.
-        """
-        super().open(session)
-        self._prior = prior_of(self.prior, session)
-        self._provenance = provenance_of(self.prior)
-
-    @property
-    def _draws(self) -> int:
-        return self.samples
 
     @property
     def _what(self) -> str:

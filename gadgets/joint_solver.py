@@ -8,20 +8,18 @@ from dataclasses import replace
 from torch import Tensor
 
 from gadgets.frame import Frame, SeriesImage
-from gadgets.gadget import COIL_MAPS, FRAMES, IMAGE, WHITENED, Session
+from gadgets.gadget import COIL_MAPS, FRAMES, IMAGE, WHITENED
 from gadgets.imaging_model import encoding_of
-from gadgets.prior import prior_of, provenance_of
-from gadgets.property import integer, known_or_path, real
-from gadgets.solver import Solver
+from gadgets.prior_solver import PriorSolver, prior_property
+from gadgets.property import integer, real
 from recon_core.operators.linear_model import LinearModel
-from recon_core.priors.library import shipped_priors
 from recon_core.solvers.joint_diffusion import joint_diffusion
 from recon_core.solvers.joint_problem import JointProblem, low_resolution_maps
 from recon_core.solvers.linear_problem import LinearProblem
 from recon_core.solvers.run import Estimate, Run
 
 
-class JointSolver(Solver):
+class JointSolver(PriorSolver):
     """Finds the image and the coil maps together, for scans whose centre of k-space is too small to calibrate by.
 
     Maps of an earlier gadget are where it begins, or, without one, what the centre of k-space gives, fully sampled or
@@ -33,31 +31,9 @@ class JointSolver(Solver):
     needs = frozenset({FRAMES, WHITENED})
     adds = frozenset({IMAGE, COIL_MAPS})
 
-    prior = known_or_path(
-        "head_pogmdm",
-        tuple(shipped_priors()),
-        "what images look like: a prior that comes with the program (spinstream priors), a .safetensors file of "
-        "spinstream train, or a published checkpoint as ncsnv2:FILE or pogmdm:FILE",
-    )
-    samples = integer(
-        4, "images to draw, of which the mean is taken; of two and more there is a deviation", low=1, high=256
-    )
+    prior = prior_property("head_pogmdm")
     steps = integer(20, "noise levels, each one question to the prior", low=1, high=100000)
     smoothness = real(1.0, "weight of the penalty on what varies fast in coil maps", low=1e-6, high=1e6)
-
-    def open(self, session: Session) -> None:
-        """Reads the prior.
-
-        Raises:
-            ValueError: there is no such prior, or its file cannot be read.
-        """
-        super().open(session)
-        self._prior = prior_of(self.prior, session)
-        self._provenance = provenance_of(self.prior)
-
-    @property
-    def _draws(self) -> int:
-        return self.samples
 
     @property
     def _what(self) -> str:
