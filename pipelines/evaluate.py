@@ -39,7 +39,7 @@ from pipelines.streams.file import RawFile
 from pipelines.truth import Magnitudes, Truth
 from recon_core.cache import ContentCache
 from recon_core.metrics import coverage, error_correlation, nmse, psnr, ssim
-from recon_core.simulation import object_mask
+from recon_core.object_mask import object_mask
 
 Figures: TypeAlias = dict[str, float | None]
 

@@ -26,7 +26,7 @@ from pipelines.errors import FileError
 from pipelines.evaluate import COUNTERS, Evaluation, Outcome, Plane, Zoom
 from pipelines.sinks.folder import output_folder
 from pipelines.truth import Magnitudes
-from recon_core.simulation import object_mask
+from recon_core.object_mask import object_mask
 
 PAGE, METRICS, CURVES = "index.html", "metrics.json", "curves.png"
 

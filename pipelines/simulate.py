@@ -37,6 +37,7 @@ from pipelines.simulated_readouts import Readouts
 from pipelines.simulated_scan import Scan, write_scan
 from pipelines.slice_source import SliceSource
 from recon_core import simulation
+from recon_core.object_mask import object_mask
 from recon_core.simulation.phantom import HIGHEST_MM, LOWEST_MM
 
 TRAJECTORIES = ("spiral", "radial", "cartesian")
@@ -229,7 +230,7 @@ def _brought(
     image = image / scale
     if not image.is_complex():
         image = image * simulation.smooth_phase(positions, generator)
-    return image.to(torch.complex64), simulation.object_mask(image.abs())
+    return image.to(torch.complex64), object_mask(image.abs())
 
 
 def _field_map(settings: SimulationSettings, mask: Tensor, positions: Tensor, generator: torch.Generator) -> Tensor:

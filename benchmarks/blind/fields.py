@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from recon_core.simulation import object_mask
+from recon_core.object_mask import object_mask
 from recon_core.simulation.field import smooth_field
 
 _ORDER = 5

@@ -23,12 +23,13 @@ from recon_core.calibration.espirit import espirit
 from recon_core.calibration.low_resolution import NotFullySampledError, calibration_kspace
 from recon_core.calibration.noise import whitening_matrix
 from recon_core.fourier import fft_centred, ifft_centred, resize_centred
+from recon_core.object_mask import object_mask
 from recon_core.operators.cartesian import CartesianSampling, is_on_grid
 from recon_core.operators.encoding import Encoding
 from recon_core.operators.linear_model import LinearModel
 from recon_core.operators.sampling import sampling_operator
 from recon_core.priors.prior import Convention
-from recon_core.simulation import coil_covariance, coil_maps, exact_signal, object_mask
+from recon_core.simulation import coil_covariance, coil_maps, exact_signal
 from recon_core.trajectories import linear_angles, radial_spokes
 
 FOV_M = 0.24

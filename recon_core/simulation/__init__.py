@@ -5,7 +5,7 @@ from recon_core.simulation.field import smooth_field
 from recon_core.simulation.phantom import head
 from recon_core.simulation.receiver_noise import coil_covariance, correlated_noise
 from recon_core.simulation.signal import exact_signal
-from recon_core.simulation.slices import fitted, object_mask, smooth_phase
+from recon_core.simulation.slices import fitted, smooth_phase
 
 __all__ = [
     "coil_covariance",
@@ -14,7 +14,6 @@ __all__ = [
     "exact_signal",
     "fitted",
     "head",
-    "object_mask",
     "smooth_field",
     "smooth_phase",
 ]

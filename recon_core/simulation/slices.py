@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -14,7 +12,6 @@ from recon_core.fourier import resize_centred
 from recon_core.simulation.smooth_noise import smooth_noise
 
 _PHASE_WAVELENGTH_M = 0.22
-_OBJECT_THRESHOLD = 0.06  # of the signal's 99.5th percentile
 
 
 def fitted(images: Tensor, pixel: tuple[float, float], matrix: tuple[int, int]) -> Tensor:
@@ -33,14 +30,6 @@ def fitted(images: Tensor, pixel: tuple[float, float], matrix: tuple[int, int]) 
     size = [max(1, round(extent * scale)) for extent in extents]
     scaled = interpolate(images[:, None], size=size, mode="bilinear", antialias=True)[:, 0]
     return resize_centred(scaled, matrix)
-
-
-def object_mask(magnitude: Tensor) -> Tensor:
-    """Where there is an object: everything inside the outline of what gives signal, bool `[slice, y, x]`."""
-    signal = magnitude.numpy()
-    bright = signal > _OBJECT_THRESHOLD * np.quantile(signal, 0.995)
-    filled = [ndimage.binary_fill_holes(ndimage.binary_closing(s, iterations=2) | s) for s in bright]
-    return torch.stack([torch.from_numpy(s) for s in filled])
 
 
 def smooth_phase(positions: Tensor, generator: torch.Generator, radians: float = 0.8) -> Tensor:

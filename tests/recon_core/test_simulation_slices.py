@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from recon_core.simulation import fitted, object_mask, smooth_phase
+from recon_core.object_mask import object_mask
+from recon_core.simulation import fitted, smooth_phase
 
 
 def disc(n=100, radius=40) -> torch.Tensor:
