@@ -67,7 +67,7 @@ def red_diff(
     Raises:
         ValueError: the levels do not fall, or an unknown spacing.
     """
-    levels = _falling_levels(prior, highest, ending * float(problem.noise_level.min()), steps, spacing)
+    levels = variance_preserving_levels(prior, highest, ending * float(problem.noise_level.min()), steps, spacing)
     pull = weight / problem.noise_level**2
     nothing = torch.zeros_like(problem.adjoint)
     start = problem.tempered(nothing, _FIRST_LEVEL, None, _FIRST_ITERATIONS)
@@ -94,8 +94,14 @@ def prior_gradient(prior: Prior, image: Tensor, level: float, generator: Generat
     return image - prior.denoise(noisy, level)
 
 
-def _falling_levels(prior: Prior, highest: float, lowest: float, steps: int, spacing: Spacing) -> list[float]:
-    """`sigma_t / alpha_t`, as far as the schedule and the prior have them."""
+def variance_preserving_levels(
+    prior: Prior, highest: float, lowest: float, steps: int, spacing: Spacing
+) -> list[float]:
+    """`sigma_t / alpha_t` of falling times, as far as the schedule and the prior have them.
+
+    Raises:
+        ValueError: they do not fall, or an unknown spacing.
+    """
     kept = (1 - torch.linspace(*_BETAS, _TIMES, dtype=torch.float64)).cumprod(0)  # alpha_t^2
     ladder = (1 / kept - 1).sqrt()
     by_level = falling_levels(prior, min(highest, float(ladder[-1])), max(lowest, float(ladder[0])), steps)
