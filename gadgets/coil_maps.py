@@ -13,7 +13,7 @@ from gadgets.frame import Frame, Samples
 from gadgets.gadget import COIL_MAPS, FRAMES, Gadget
 from gadgets.property import choice, integer, real
 from recon_core.calibration.espirit import espirit
-from recon_core.calibration.low_resolution import NotFullySampledError, calibration_kspace
+from recon_core.calibration.low_resolution import NotFullySampledError, OffResonance, calibration_kspace
 from recon_core.calibration.walsh import walsh
 from recon_core.fourier import ifft_centred, resize_centred
 
@@ -26,7 +26,7 @@ class CoilMaps(Gadget[Frame]):
     """Estimates coil sensitivity maps from the centre of k-space.
 
     Lines for parallel calibration are used where there are any, else the central samples of the image itself, on any
-    trajectory. A single coil gets a map of ones.
+    trajectory, without the off-resonance if an earlier gadget found a field map. A single coil gets a map of ones.
     """
 
     takes = Frame
@@ -62,11 +62,12 @@ class CoilMaps(Gadget[Frame]):
 
     def take(self, item: Frame) -> Iterator[object]:
         """Yields the frame with its coil maps."""
-        item.coil_maps, how = self._maps(item)
+        item.coil_maps, how = self.maps(item)
         item.history.append(f"CoilMaps: {how}")
         yield item
 
-    def _maps(self, frame: Frame) -> tuple[Tensor, str]:
+    def maps(self, frame: Frame) -> tuple[Tensor, str]:
+        """The maps of a frame, `[coil, *shape]`, and how they were made."""
         kspace, shape = frame.samples.kspace, frame.space.shape
         if len(kspace) == 1:
             return torch.ones(1, *shape, dtype=kspace.dtype, device=kspace.device), "a single coil, maps of ones"
@@ -74,9 +75,14 @@ class CoilMaps(Gadget[Frame]):
         if not samples.kspace.any():
             even = torch.full((len(kspace), *shape), len(kspace) ** -0.5, dtype=kspace.dtype, device=kspace.device)
             return even, "no signal, all coils alike"
-        centre = self._centre(samples, shape)
+        off_resonance = None
+        if frame.field_map is not None and not frame.calibration:
+            off_resonance = OffResonance(frame.times, frame.field_map)
+        centre = self._centre(samples, shape, off_resonance)
         size = centre.shape[1:]
         source = f"{' x '.join(map(str, size))} of the " + ("calibration lines" if frame.calibration else "samples")
+        if off_resonance:
+            source += " without their off-resonance"
         if self.method == WALSH:
             axes = tuple(range(-len(shape), 0))
             return walsh(ifft_centred(resize_centred(centre, shape), axes)), f"Walsh from {source}"
@@ -84,28 +90,29 @@ class CoilMaps(Gadget[Frame]):
         maps = espirit(centre, shape, kernel, self.threshold, self.crop)
         return maps, f"ESPIRiT from {source}, kernel of {kernel} samples"
 
-    def _centre(self, samples: Samples, shape: tuple[int, ...]) -> Tensor:
+    def _centre(self, samples: Samples, shape: tuple[int, ...], off_resonance: OffResonance | None) -> Tensor:
         """K-space `[coil, *size]` of the largest central region that is densely sampled, up to the width asked for."""
         reach = [min(n, _reach(k)) for n, k in zip(shape, samples.trajectory, strict=True)]
         if 0 in reach:
             raise ValueError(
                 f"coil maps need the centre of k-space, which the {samples.kspace.shape[1]} readouts do not surround"
             )
-        centre = self._even_centre(samples, reach)
+        centre = self._even_centre(samples, reach, off_resonance)
         for axis, n in enumerate(reach):  # lines reach farther along the readout than they are many
             wider = list(centre.shape[1:])
             wider[axis] = min(self.calibration, n)
             if wider != list(centre.shape[1:]):
                 with suppress(NotFullySampledError):
-                    centre = calibration_kspace(samples.kspace, samples.trajectory, wider)
+                    centre = calibration_kspace(samples.kspace, samples.trajectory, wider, off_resonance)
         return centre
 
-    def _even_centre(self, samples: Samples, reach: list[int]) -> Tensor:
+    def _even_centre(self, samples: Samples, reach: list[int], off_resonance: OffResonance | None) -> Tensor:
         """The largest one of the same width on all axes, as far as they reach."""
         width = self.calibration
         while True:
             try:
-                return calibration_kspace(samples.kspace, samples.trajectory, [min(width, n) for n in reach])
+                size = [min(width, n) for n in reach]
+                return calibration_kspace(samples.kspace, samples.trajectory, size, off_resonance)
             except NotFullySampledError:
                 if width - STEP < NARROWEST:
                     raise

@@ -119,7 +119,7 @@ class SeriesImage:
     """One image that shall leave as part of a series.
 
     Attributes:
-        kind: which series: "image", "preview", "field_map" or "deviation".
+        kind: which series, one of `gadgets.image_export.SERIES` or of a gadget's own.
         data: complex or real `[*frame.space.shape]`, on the encoded grid.
         frame: what it was made from (geometry, counters, history).
     """

@@ -51,6 +51,9 @@ SERIES = {
         role="Quantitative",
     ),
     "coil_maps": Series(5, "coil maps", "sensitivities of the coils, one image each, relative to all of them together"),
+    "field_deviation": Series(
+        6, "field deviation", "standard deviation of the field map in Hz, estimated with it", role="Quantitative"
+    ),
 }
 
 

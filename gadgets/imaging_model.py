@@ -39,7 +39,7 @@ def model_of(frame: Frame, session: Session, off_resonance_error: float) -> Line
         model = LinearModel(encoding_of(frame, session), frame.coil_maps)
     else:
         low_hz, high_hz = _range(frame.field_map)
-        encoding = _encoding_with_field(frame, session, low_hz, high_hz, off_resonance_error)
+        encoding = encoding_with_field(frame, session, low_hz, high_hz, off_resonance_error)
         model = LinearModel(encoding, frame.coil_maps, frame.field_map)
         frame.history.append(
             f"off-resonance from {low_hz:g} to {high_hz:g} Hz in {encoding.terms} functions of time, relative error "
@@ -56,10 +56,10 @@ def encoding_of(frame: Frame, session: Session) -> Encoding:
     return session.cache.get(key, lambda: Encoding(sampling_operator(trajectory, shape)))
 
 
-def _encoding_with_field(
+def encoding_with_field(
     frame: Frame, session: Session, low_hz: float, high_hz: float, off_resonance_error: float
 ) -> Encoding:
-    """The encoding of a frame for all fields of a range."""
+    """The encoding of a frame for all fields of a range; keeps its kernels once they were asked for."""
 
     def build() -> Encoding:
         functions = LowRank(frame.times, low_hz, high_hz, off_resonance_error)

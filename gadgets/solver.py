@@ -130,21 +130,25 @@ class Solver(Gadget[Frame]):
         """Images and deviations `[slice, y, x]` in physical units."""
         noise = self._noise(frames)
         batch = _joined(frames)
-        model = model_of(batch, self.session, self.off_resonance_error)
-        problem = self._problem(model, batch.samples.kspace / noise[:, None, None, None])
         name = frames[0].label + (f" and {len(frames) - 1} more" if len(frames) > 1 else "")
         progress = _Progress(self.session, name, self.time_budget or math.inf)
-        estimate = self._estimate(problem, Run(self.session.generator(*_identity(frames[0])), self._draws, progress))
+        run = Run(self.session.generator(*_identity(frames[0])), self._draws, progress)
+        estimate, unit = self._found(batch, batch.samples.kspace / noise[:, None, None, None], run)
         how = f"{self._what}, {estimate.steps} of {estimate.planned} steps in {progress.seconds:.2f} s"
         if estimate.steps < estimate.planned:
             how += ", when the time budget was spent"
         if len(frames) > 1:
             how += f", {len(frames)} slices at once"
-        units = noise * problem.unit
-        for frame, unit in zip(frames, units.tolist(), strict=True):
-            frame.history += [*batch.history, f"{type(self).__name__}: {how}, unit {unit:.4g}"]
-        unit = units[:, None, None]
-        return unit * estimate.image, None if estimate.deviation is None else unit * estimate.deviation
+        units = noise * unit
+        for frame, physical in zip(frames, units.tolist(), strict=True):
+            frame.history += [*batch.history, f"{type(self).__name__}: {how}, unit {physical:.4g}"]
+        scale = units[:, None, None]
+        return scale * estimate.image, None if estimate.deviation is None else scale * estimate.deviation
+
+    def _found(self, batch: Frame, kspace: Tensor, run: Run) -> tuple[Estimate, Tensor]:
+        """The estimate, and its unit `[slice]`, of frames that were joined into one, and of their whitened samples."""
+        problem = self._problem(model_of(batch, self.session, self.off_resonance_error), kspace)
+        return self._estimate(problem, run), problem.unit
 
     def _noise(self, frames: Sequence[Frame]) -> Tensor:
         """Standard deviation of the noise per complex sample, `[slice]`."""
@@ -174,16 +178,23 @@ class Solver(Gadget[Frame]):
 
 
 class _Progress:
-    """`Run.go_on` of a batch: leaves when the client does, keeps to the budget, and tells how far it is."""
+    """`Run.go_on` of a batch: leaves when the client does, keeps to the budget, and tells how far it is.
 
-    def __init__(self, session: Session, name: str, budget: float) -> None:
+    The clock starts with the first step: what is set up for it may serve other batches too.
+    """
+
+    def __init__(self, session: Session, name: str, seconds: float) -> None:
         self._session = session
         self._name = name
+        self._seconds = seconds
+        self._budget: Budget | None = None
         self._began = self._told = time.monotonic()
-        self._budget = Budget(budget)
 
     def __call__(self, done: int, planned: int) -> bool:
         self._session.require_client()
+        if self._budget is None:
+            self._began = self._told = time.monotonic()
+            self._budget = Budget(self._seconds)
         now = time.monotonic()
         if now - self._told >= PROGRESS_SECONDS:
             self._told = now
@@ -192,7 +203,7 @@ class _Progress:
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
+        """Since the first step."""
         return time.monotonic() - self._began
 
 

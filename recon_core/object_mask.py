@@ -7,12 +7,15 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-_THRESHOLD = 0.06  # of the signal's 99.5th percentile
 
+def object_mask(magnitude: Tensor, threshold: float = 0.06) -> Tensor:
+    """Where there is an object: everything inside the outline of what gives signal, bool `[slice, y, x]`.
 
-def object_mask(magnitude: Tensor) -> Tensor:
-    """Where there is an object: everything inside the outline of what gives signal, bool `[slice, y, x]`."""
+    Args:
+        magnitude: `[slice, y, x]`.
+        threshold: of the signal, relative to its 99.5th percentile.
+    """
     signal = magnitude.cpu().numpy()
-    bright = signal > _THRESHOLD * np.quantile(signal, 0.995)
+    bright = signal > threshold * np.quantile(signal, 0.995)
     filled = [ndimage.binary_fill_holes(ndimage.binary_closing(s, iterations=2) | s) for s in bright]
     return torch.stack([torch.from_numpy(s) for s in filled]).to(magnitude.device)

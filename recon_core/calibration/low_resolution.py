@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from scipy.spatial import cKDTree
@@ -10,7 +11,11 @@ from torch import Tensor
 
 from recon_core.density import pipe_menon
 from recon_core.fourier import fft_centred, resize_centred
+from recon_core.interpolate import interpolated
 from recon_core.operators.cartesian import is_whole
+from recon_core.operators.encoding import Encoding
+from recon_core.operators.linear_model import LinearModel
+from recon_core.operators.off_resonance import LowRank
 from recon_core.operators.sampling import Sampling, sampling_operator
 from recon_core.solvers.conjugate_gradient import conjugate_gradient
 
@@ -35,7 +40,21 @@ class NotFullySampledError(ValueError):
     """The region has points of k-space without a sample near them."""
 
 
-def calibration_kspace(kspace: Tensor, trajectory: Tensor, size: Sequence[int]) -> Tensor:
+class OffResonance(NamedTuple):
+    """What blurs the centre of k-space too, and more so the later it is visited.
+
+    Attributes:
+        times: of the samples, in seconds, `[shot, sample]`.
+        field_hz: over the field of view, on any grid, `[y, x]`.
+    """
+
+    times: Tensor
+    field_hz: Tensor
+
+
+def calibration_kspace(
+    kspace: Tensor, trajectory: Tensor, size: Sequence[int], off_resonance: OffResonance | None = None
+) -> Tensor:
     """K-space at the whole cycles per field of view around its centre, on the scale of the samples.
 
     Samples on the grid are taken as they are, the mean of those that repeat. For others, the image that fits them is
@@ -45,6 +64,7 @@ def calibration_kspace(kspace: Tensor, trajectory: Tensor, size: Sequence[int]) 
         kspace: `[coil, shot, sample]`.
         trajectory: `[axis, shot, sample]` in cycles per field of view.
         size: points of the result, one per axis.
+        off_resonance: what there is of it, for two axes; the result is k-space without it, at the time zero.
 
     Returns:
         `[coil, *size]`, centred.
@@ -63,18 +83,34 @@ def calibration_kspace(kspace: Tensor, trajectory: Tensor, size: Sequence[int]) 
     grid = size if on_grid else tuple(n + 2 * MARGIN for n in size)
     inside = _inside(trajectory, grid)
     sampling = sampling_operator(trajectory[:, inside][:, None], grid)
-    images = _fit(sampling, kspace[:, inside][:, None])
+    if off_resonance is None:
+        images = _fit(sampling, sampling, kspace[:, inside][:, None])
+    else:
+        model = _with_field(sampling, off_resonance.times[inside][None], off_resonance.field_hz, kspace.dtype)
+        images = _fit(model, sampling, kspace[:, inside][:, None, None])
     return resize_centred(fft_centred(images, range(1, images.ndim)), size)
 
 
-def _fit(sampling: Sampling, kspace: Tensor) -> Tensor:
-    """Images `[coil, *shape]` whose samples are close to `[coil, shot, sample]`, all of k-space weighing the same."""
+def _fit(model: Sampling | LinearModel, sampling: Sampling, kspace: Tensor) -> Tensor:
+    """Images `[coil, ...]` whose samples are close to those of k-space, all of which weighs the same."""
     weights = pipe_menon(sampling)
 
     def normal(images: Tensor) -> Tensor:
-        return sampling.adjoint(weights * sampling.forward(images))
+        return model.adjoint(weights * model.forward(images))
 
-    return conjugate_gradient(normal, sampling.adjoint(weights * kspace), iterations=ITERATIONS, tolerance=1e-4).image
+    return conjugate_gradient(normal, model.adjoint(weights * kspace), iterations=ITERATIONS, tolerance=1e-4).image
+
+
+def _with_field(sampling: Sampling, times: Tensor, field_hz: Tensor, dtype: torch.dtype) -> LinearModel:
+    """Of one coil that sees all alike."""
+    shape = sampling.shape
+    axes = [
+        (torch.arange(n, device=field_hz.device) - n // 2) * (wide / n) + wide // 2
+        for n, wide in zip(shape, field_hz.shape, strict=True)
+    ]
+    field = interpolated(field_hz, torch.stack(torch.meshgrid(*axes, indexing="ij"), -1))
+    functions = LowRank(times, float(field.min()), float(field.max()))
+    return LinearModel(Encoding(sampling, functions), torch.ones(1, *shape, dtype=dtype, device=field.device), field)
 
 
 def _check(kspace: Tensor, trajectory: Tensor, size: tuple[int, ...]) -> None:

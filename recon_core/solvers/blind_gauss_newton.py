@@ -19,7 +19,7 @@ from recon_core.solvers.schedule import falling_levels
 
 _FIRST_ITERATIONS = 15
 _IMAGE_ITERATIONS = 5
-_LARGEST_STEP_HZ = 40.0
+_LARGEST_STEP_HZ = 30.0
 
 _IMAGE_STEPS = 20
 
@@ -60,9 +60,14 @@ def coarse(problem: Callable[[Tensor], BlindProblem]) -> Stage:
     return Stage(problem, steps=20, highest=0.3, lowest=0.03, iterations=8, weight=4.0)
 
 
+def again(problem: Callable[[Tensor], BlindProblem]) -> Stage:
+    """On half the grid once more, from a field and with coil maps that are about right."""
+    return Stage(problem, steps=10, highest=0.15, lowest=0.03, iterations=8, weight=4.0)
+
+
 def fine(problem: Callable[[Tensor], BlindProblem]) -> Stage:
     """From the field of a coarse stage, with all samples."""
-    return Stage(problem, steps=15, highest=0.08, lowest=0.015, iterations=8, weight=1.0)
+    return Stage(problem, steps=12, highest=0.08, lowest=0.015, iterations=8, weight=4.0)
 
 
 def alone(problem: Callable[[Tensor], BlindProblem]) -> Stage:
@@ -75,9 +80,9 @@ def blind_gauss_newton(stages: Sequence[Stage], prior: Prior, run: Run, start: T
 
     At each noise level the prior denoises; image and field take one Gauss-Newton step together, towards the data and
     the denoised image (`Linearised`); then the image alone, with the new field, towards what the level allows; and
-    noise of the next level is added. In steps where the field moves, the denoised image has the weight that RED-diff gives it
-    (`red_diff`), far more than the level says: with as little, an image of many coils takes up nearly all that the
-    field leaves, and the field stays where it is.
+    noise of the next level is added. In steps where the field moves, the denoised image has the weight that RED-diff
+    gives it (`red_diff`), far more than the level says: with as little, an image of many coils takes up nearly all that
+    the field leaves, and the field stays where it is.
 
     Once the field has come to rest, images are drawn with it by `decomposed_diffusion`; their deviation does not hold
     the field's.
@@ -126,17 +131,18 @@ def _walked(
         noisy = image + math.sqrt(2) * level * complex_normal(image.shape, image, run.generator)
         denoised = prior.denoise(noisy[None], level)[0]
         moved, step = Linearised(problem, denoised, coefficients, pull).step(denoised, stage.iterations)
-        coefficients = coefficients + _limited(problem, step)
+        coefficients = coefficients + _limited(problem, denoised, step)
         given = problem.given(coefficients)
         image = given.tempered(denoised[None], level, (denoised + moved)[None], _IMAGE_ITERATIONS)[0]
         misfits.append(float(given.misfit(image)) / problem.samples)
     return image, coefficients, misfits
 
 
-def _limited(problem: BlindProblem, step: Tensor) -> Tensor:
-    """So much of a step that no pixel moves by more than the largest one."""
-    largest = float(problem.basis.field(step).abs().max())
-    return step * (_LARGEST_STEP_HZ / max(largest, _LARGEST_STEP_HZ))
+def _limited(problem: BlindProblem, image: Tensor, step: Tensor) -> Tensor:
+    """So much of a step as moves the field by no more than the largest one, root mean square where the image is."""
+    power = image.abs().square()
+    square = (problem.basis.field(step).square() * power).sum() / power.sum()
+    return step * (_LARGEST_STEP_HZ / max(float(square.sqrt()), _LARGEST_STEP_HZ))
 
 
 def _draws(problem: BlindProblem, image: Tensor, coefficients: Tensor, run: Run) -> Tensor:

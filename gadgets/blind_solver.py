@@ -1,0 +1,213 @@
+"""Image and field map from the same data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import max_pool2d
+
+from gadgets.coil_maps import CoilMaps
+from gadgets.frame import Frame, Samples, SeriesImage
+from gadgets.gadget import Session
+from gadgets.imaging_model import encoding_of, encoding_with_field
+from gadgets.prior_solver import PriorSolver, prior_property
+from gadgets.property import choice, integer, real
+from recon_core.field_basis import FieldBasis, halved, polynomial_basis, smooth_basis
+from recon_core.object_mask import object_mask
+from recon_core.operators.linear_model import LinearModel
+from recon_core.solvers.blind_gauss_newton import Stage, again, alone, blind_gauss_newton, coarse, fine
+from recon_core.solvers.blind_problem import BlindEstimate, BlindProblem
+from recon_core.solvers.blind_red_diff import blind_red_diff
+from recon_core.solvers.cg_sense import cg_sense
+from recon_core.solvers.run import Estimate, Run
+
+GAUSS_NEWTON, RED_DIFF = "gauss_newton", "red_diff"
+SMOOTH, POLYNOMIAL = "smooth", "polynomial"
+
+OUTLINE = 0.1
+"""Of the brightest pixels of a first image, what belongs to the object: blur spreads some around it."""
+
+MARGIN_MM = 4.0
+"""By which the field is looked for beyond the outline."""
+
+LEAST_EARLY = 0.1
+"""Part of the samples that a coarse stage is worth it for."""
+
+
+class BlindSolver(PriorSolver):
+    """Finds the image and the field map together, where nobody measured the field or it has changed since.
+
+    The field must be seen in the data: readouts of several milliseconds, and coils or a prior that tell an image from
+    one that is blurred; spirals are what it is made for. A map from an earlier gadget is where it begins. The field map
+    leaves as the series `field_map`, with its standard deviation as `field_deviation`, before the image, and later
+    gadgets get it. Where the data have no use for a field, it is as the basis makes it likely.
+
+    Coil maps that earlier gadgets made of the same spiral hold the blur of its centre; `recalibrations` makes them anew
+    with the field so far.
+    """
+
+    method = choice(
+        GAUSS_NEWTON,
+        (GAUSS_NEWTON, RED_DIFF),
+        "image and field in joint steps from coarse to fine, or in turns as blind RED-diff was published (Algorithm 1, "
+        "with a polynomial field), which is far slower",
+    )
+    prior = prior_property("head_unet_large")
+    fields = choice(
+        SMOOTH,
+        (SMOOTH, POLYNOMIAL),
+        "what a field may look like: sums of the principal functions of smooth fields, as heads have them, or "
+        "polynomials",
+    )
+    order = integer(5, "of polynomials", low=1, high=9)
+    limit = real(250.0, "fields are looked for between plus and minus this", unit="Hz", low=10.0, high=2000.0)
+    recalibrations = integer(0, "times that the coil maps are made again, with the field found so far", low=0, high=10)
+    steps = integer(1000, "of the method red_diff", low=1, high=100000)
+    slices_per_batch = integer(1, "slices that are solved at once: always one", low=1, high=1)
+
+    def open(self, session: Session) -> None:
+        """Reads the prior."""
+        super().open(session)
+        self._blind: BlindEstimate | None = None
+
+    @property
+    def _what(self) -> str:
+        fields = f"polynomial fields of order {self.order}" if self._polynomial else "smooth fields"
+        return f"{self.method} with {self._provenance}, {fields} within {self.limit:g} Hz, {self.samples} samples"
+
+    @property
+    def _polynomial(self) -> bool:
+        return self.method == RED_DIFF or self.fields == POLYNOMIAL
+
+    def _release(self) -> Iterator[object]:
+        for item in super()._release():
+            yield item
+            if isinstance(item, SeriesImage) and item.kind == "image" and self._blind is not None:
+                yield SeriesImage("field_map", self._blind.field_hz, item.frame)
+                if self._blind.field_deviation_hz is not None:
+                    yield SeriesImage("field_deviation", self._blind.field_deviation_hz, item.frame)
+
+    def _nothing(self, frame: Frame) -> tuple[Tensor, Tensor | None]:
+        self._blind = None
+        return super()._nothing(frame)
+
+    def _solved(self, frames: Sequence[Frame]) -> tuple[Tensor, Tensor | None]:
+        solved = super()._solved(frames)
+        assert self._blind is not None
+        for frame in frames:
+            frame.field_map = self._blind.field_hz
+            frame.history.append(f"BlindSolver: {_described(self._blind)}")
+        return solved
+
+    def _found(self, batch: Frame, kspace: Tensor, run: Run) -> tuple[Estimate, Tensor]:
+        assert batch.coil_maps is not None
+        first = batch.field_map
+        frame = replace(
+            batch,
+            samples=Samples(kspace[0], batch.samples.trajectory),
+            times=batch.times - _moment_of_the_centre(batch),
+            coil_maps=batch.coil_maps[0],
+            field_map=None,
+        )
+        basis = self._basis(frame)
+        start = torch.zeros_like(basis.deviation_hz) if first is None else basis.fit(first[0])
+        if self.method == RED_DIFF:
+            problem = self._problem_of(frame, basis).scaled_for(self._prior.convention, start)
+            self._blind = blind_red_diff(problem, self._prior, run, steps=self.steps, order=self.order)
+        else:
+            self._blind = blind_gauss_newton(self._stages(frame, basis), self._prior, run, start)
+        found = self._blind.image
+        deviation = None if found.deviation is None else found.deviation[None]
+        return replace(found, image=found.image[None], deviation=deviation), self._blind.unit[None]
+
+    def _basis(self, frame: Frame) -> FieldBasis:
+        """On the grid of the frame, within the outline of what a first image shows."""
+        assert frame.coil_maps is not None
+        model = LinearModel(encoding_of(frame, self.session), frame.coil_maps)
+        blurred = cg_sense(model, frame.samples.kspace, 0.0, 10, 1e-2).image
+        fov_mm = frame.space.encoded_fov_mm[1:]
+        mask = _dilated(
+            object_mask(blurred.abs()[None], OUTLINE)[0],
+            [MARGIN_MM * n / mm for n, mm in zip(blurred.shape, fov_mm, strict=True)],
+        )
+        return polynomial_basis(mask, self.order) if self._polynomial else smooth_basis(mask, fov_mm)
+
+    def _stages(self, frame: Frame, basis: FieldBasis) -> list[Stage]:
+        whole = self._problem_of(frame, basis)
+        half = _halved(frame)
+        if half is None:
+            return [alone(lambda _: whole)]
+        first = self._problem_of(half, basis.halved)
+        if not self.recalibrations:
+            return [coarse(lambda _: first), fine(lambda _: whole)]
+
+        def recalibrated(coefficients: Tensor) -> Frame:
+            known = replace(frame, field_map=whole.field(coefficients))
+            return replace(frame, coil_maps=CoilMaps().maps(known)[0])
+
+        def half_again(coefficients: Tensor) -> BlindProblem:
+            found = _halved(recalibrated(coefficients))
+            assert found is not None
+            return self._problem_of(found, basis.halved)
+
+        def whole_again(coefficients: Tensor) -> BlindProblem:
+            return self._problem_of(recalibrated(coefficients), basis)
+
+        middle = [again(half_again) for _ in range(self.recalibrations - 1)]
+        return [coarse(lambda _: first), *middle, fine(whole_again)]
+
+    def _problem_of(self, frame: Frame, basis: FieldBasis) -> BlindProblem:
+        assert frame.coil_maps is not None
+        encoding = encoding_with_field(frame, self.session, -self.limit, self.limit, self.off_resonance_error)
+        return BlindProblem.of(encoding, frame.coil_maps, frame.samples.kspace, basis)
+
+
+def _described(found: BlindEstimate) -> str:
+    low, high = (float(x) for x in found.field_hz.aminmax())
+    course = ", ".join(f"{misfit:.3f}" for misfit in found.misfits[:: max(len(found.misfits) // 6, 1)])
+    return f"field from {low:.0f} to {high:.0f} Hz; misfit per sample {course}, at last {found.misfits[-1]:.3f}"
+
+
+def _moment_of_the_centre(frame: Frame) -> float:
+    """When the samples nearest to the centre of k-space are taken, mean over the shots, in the frame's times."""
+    nearest = frame.samples.trajectory.square().sum(0).argmin(-1, keepdim=True)
+    return float(frame.times.gather(-1, nearest).mean())
+
+
+def _halved(frame: Frame) -> Frame | None:
+    """The frame on pixels of twice the size, with those samples around the centre that lie on such a grid.
+
+    None where readouts hold few of them in a row.
+    """
+    assert frame.coil_maps is not None
+    shape = frame.space.shape
+    pixels = [halved(n) for n in shape]
+    sizes = [len(range(n)[p]) for n, p in zip(shape, pixels, strict=True)]
+    # The new field of view may be a pixel smaller or larger.
+    scale = torch.tensor([2 * few / n for few, n in zip(sizes, shape, strict=True)])
+    trajectory = frame.samples.trajectory * scale[:, None, None].to(frame.samples.trajectory)
+    largest = torch.tensor([few / 2 for few in sizes]).to(trajectory)[:, None, None]
+    inside = (trajectory.abs() < largest).all(0).all(0)
+    centre = int(trajectory.square().sum(0).mean(0).argmin())
+    outside = (~inside).nonzero().flatten()
+    first = int(outside[outside < centre].max()) + 1 if bool((outside < centre).any()) else 0
+    last = int(outside[outside > centre].min()) if bool((outside > centre).any()) else len(inside)
+    if not bool(inside[centre]) or last - first < LEAST_EARLY * len(inside):
+        return None
+    return replace(
+        frame,
+        samples=Samples(frame.samples.kspace[..., first:last], trajectory[..., first:last].contiguous()),
+        times=frame.times[:, first:last].contiguous(),
+        coil_maps=frame.coil_maps[:, pixels[0], pixels[1]].contiguous(),
+        space=replace(frame.space, encoded_matrix=(1, sizes[0], sizes[1])),
+    )
+
+
+def _dilated(mask: Tensor, radii: Sequence[float]) -> Tensor:
+    size = [2 * math.ceil(radius) + 1 for radius in radii]
+    grown = max_pool2d(mask.float()[None, None], size, 1, [n // 2 for n in size])
+    return grown[0, 0] > 0
