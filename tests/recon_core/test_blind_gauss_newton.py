@@ -1,0 +1,185 @@
+"""A small spiral scan of a head in a field that nobody tells, with the truth to compare with."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from recon_core.field_basis import polynomial_basis
+from recon_core.operators.encoding import Encoding
+from recon_core.operators.off_resonance import LowRank
+from recon_core.operators.sampling import sampling_operator
+from recon_core.priors.library import load_prior
+from recon_core.simulation import exact_signal, head
+from recon_core.solvers.blind_gauss_newton import Stage, alone, blind_gauss_newton, coarse, fine
+from recon_core.solvers.blind_problem import BlindEstimate, BlindProblem
+from recon_core.solvers.decomposed_diffusion import decomposed_diffusion
+from recon_core.solvers.run import Run
+
+from analytic import complex_noise, positions, relative, ring_of_coils, spiral_trajectory
+
+N, COILS, SHOTS, SAMPLES = 32, 4, 4, 500
+TRAJECTORY = spiral_trajectory(N, SHOTS, SAMPLES, power=1.5)
+TIMES = torch.linspace(0, 0.012, SAMPLES)
+PRIOR = load_prior("head_unet")
+NOTHING = torch.zeros(10)
+
+
+@pytest.fixture(scope="module")
+def truth() -> tuple[Tensor, Tensor, Tensor]:
+    """Image, field of 17 Hz root mean square, and mask."""
+    magnitude, mask = head((N, N), 210 / N, [20.0], torch.Generator().manual_seed(0))
+    y, x = torch.meshgrid(positions(N), positions(N), indexing="ij")
+    image = 80 * magnitude[0] * torch.exp(2j * math.pi * (0.3 * x + 0.5 * y**2))
+    field_hz = 25 * (2 * x + 6 * (y**2 - x**2) + 20 * x * y**2 - 0.2)
+    return image, field_hz, mask[0]
+
+
+def scan(truth: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    image, field_hz, _ = truth
+    signal = exact_signal(image, ring_of_coils(N, COILS), field_hz, TRAJECTORY.double(), TIMES.double())
+    return (signal + complex_noise(*signal.shape, seed=1, dtype=signal.dtype)).to(torch.complex64)
+
+
+def problem_of(kspace: Tensor, mask: Tensor, every: int = 1) -> BlindProblem:
+    """With cubic fields, on the pixels of every so many-th line and column and the samples that belong to them.
+
+    Pixels n // 2 lie on each other, so that the same coefficients mean the same field.
+    """
+    n = N // every
+    kept = int((TRAJECTORY.norm(dim=0)[0] < n / 2).sum())
+    trajectory, times = TRAJECTORY[..., :kept], TIMES[:kept].expand(SHOTS, kept)
+    encoding = Encoding(sampling_operator(trajectory, (n, n)), LowRank(times, -150, 150))
+    basis = polynomial_basis(mask, 3)
+    pixels = slice(None, None, every)
+    basis = replace(basis, functions=basis.functions[:, pixels, pixels], mask=mask[pixels, pixels])
+    maps = ring_of_coils(n, COILS).to(torch.complex64)
+    return BlindProblem.of(encoding, maps, kspace[..., :kept], basis)
+
+
+@pytest.fixture(scope="module")
+def problem(truth) -> BlindProblem:
+    return problem_of(scan(truth), truth[2])
+
+
+@pytest.fixture(scope="module")
+def half(truth) -> BlindProblem:
+    return problem_of(scan(truth), truth[2], 2)
+
+
+def seeded(seed: int = 0, **settings) -> Run:
+    return Run(torch.Generator().manual_seed(seed), **settings)
+
+
+def image_error(image: Tensor, unit: Tensor, truth: tuple[Tensor, Tensor, Tensor]) -> float:
+    """Of the magnitude in the mask: a constant phase and one of the field at the time zero are the same."""
+    magnitude, mask = truth[0].abs(), truth[2]
+    return relative(((image * unit).abs() - magnitude)[mask], magnitude[mask])
+
+
+def field_error(field_hz: Tensor, truth: tuple[Tensor, Tensor, Tensor]) -> float:
+    return float((field_hz - truth[1])[truth[2]].square().mean().sqrt())
+
+
+def stages_of(name: str, problem: BlindProblem, half: BlindProblem) -> list[Stage]:
+    return [alone(lambda _: problem)] if name == "alone" else [coarse(lambda _: half), fine(lambda _: problem)]
+
+
+@pytest.fixture(scope="module", params=["alone", "coarse and fine"])
+def found(request, problem, half) -> BlindEstimate:
+    return blind_gauss_newton(stages_of(request.param, problem, half), PRIOR, seeded(), NOTHING)
+
+
+def test_the_field_is_found(found, truth):
+    before, after = (field_error(field_hz, truth) for field_hz in (torch.zeros(N, N), found.field_hz))
+    assert after < before / 4
+
+
+def test_the_image_is_nearly_that_of_the_true_field(found, problem, truth):
+    without, known = (
+        decomposed_diffusion(problem.scaled_for(PRIOR.convention, NOTHING).given(theta), PRIOR, seeded(), steps=20)
+        for theta in (NOTHING, problem.basis.fit(truth[1].float()))
+    )
+    unit = problem.scaled_for(PRIOR.convention, NOTHING).unit
+    blind, without, known = (
+        image_error(*image, truth)
+        for image in ((found.image.image, found.unit), (without.image, unit), (known.image, unit))
+    )
+    assert blind < 0.6 * without
+    assert blind < 1.15 * known
+
+
+def test_what_is_told_of_the_run_is_true(found, truth):
+    assert found.image.steps == found.image.planned == len(found.misfits) + 20
+    assert found.misfits[-1] == pytest.approx(1, abs=0.4)
+    assert found.misfits[0] > 3 * found.misfits[-1]
+    told = float(found.field_deviation_hz[truth[2]].square().mean().sqrt())
+    assert 0.25 < told / field_error(found.field_hz, truth) < 4
+
+
+def test_later_stages_are_asked_for_with_the_field_so_far(problem, half, truth):
+    asked = []
+
+    def remembered(given: BlindProblem, coefficients: Tensor) -> BlindProblem:
+        asked.append(field_error(problem.field(coefficients), truth))
+        return given
+
+    stages = [coarse(lambda theta: remembered(half, theta)), fine(lambda theta: remembered(problem, theta))]
+    blind_gauss_newton(stages, PRIOR, seeded(go_on=lambda done, planned: done < 20), NOTHING)
+    assert asked[0] == pytest.approx(field_error(torch.zeros(N, N), truth))
+    assert asked[1] < asked[0] / 2
+
+
+@pytest.mark.parametrize(("name", "enough"), [("alone", 2), ("coarse and fine", 0), ("coarse and fine", 21)])
+def test_stops_when_told(problem, half, name, enough):
+    asked, stages = [], stages_of(name, problem, half)
+
+    def go_on(done: int, planned: int) -> bool:
+        asked.append((done, planned))
+        return done < enough
+
+    found = blind_gauss_newton(stages, PRIOR, seeded(go_on=go_on), NOTHING)
+    planned = sum(stage.steps for stage in stages) + 20
+    assert (found.image.steps, found.image.planned, len(found.misfits)) == (enough, planned, enough)
+    assert sorted(set(asked)) == [(done, planned) for done in range(enough + 1)]
+    assert found.image.image.shape == found.field_hz.shape == (N, N)
+    assert torch.isfinite(found.image.image.abs()).all()
+    assert bool(found.field_hz.any()) == (enough > 0)
+
+
+def test_same_seed_same_estimate(problem):
+    def found(seed: int) -> BlindEstimate:
+        few = seeded(seed, samples=2, go_on=lambda done, planned: done < 5)
+        return blind_gauss_newton([replace(alone(lambda _: problem), steps=3)], PRIOR, few, NOTHING)
+
+    first, again, other = (found(seed) for seed in (1, 1, 2))
+    for name in ("field_hz", "field_deviation_hz", "unit", "misfits"):
+        torch.testing.assert_close(getattr(first, name), getattr(again, name), rtol=0, atol=0)
+    assert torch.equal(first.image.image, again.image.image)
+    assert not torch.equal(first.field_hz, other.field_hz)
+
+
+def test_no_step_moves_the_field_further_than_its_limit(problem, truth, monkeypatch):
+    """Root mean square where the image is bright, which the first denoised one about knows."""
+    limit = 4.0
+    monkeypatch.setattr("recon_core.solvers.blind_gauss_newton._LARGEST_STEP_HZ", limit)
+    run = seeded(go_on=lambda done, planned: done < 1)
+    found = blind_gauss_newton([alone(lambda _: problem)], PRIOR, run, NOTHING)
+    power = truth[0].abs().square()
+    moved = ((found.field_hz.square() * power).sum() / power.sum()).sqrt()
+    assert float(moved) == pytest.approx(limit, rel=0.2)
+
+
+def test_refusals(problem, truth):
+    with pytest.raises(ValueError, match="expected at least one stage"):
+        blind_gauss_newton([], PRIOR, seeded(), NOTHING)
+    rising = replace(alone(lambda _: problem), highest=0.01, lowest=0.1)
+    with pytest.raises(ValueError, match="noise levels that fall"):
+        blind_gauss_newton([rising], PRIOR, seeded(), NOTHING)
+    nothing = problem_of(torch.zeros(COILS, SHOTS, SAMPLES, dtype=torch.complex64), truth[2])
+    with pytest.raises(ValueError, match="cannot be scaled"):
+        blind_gauss_newton([alone(lambda _: nothing)], PRIOR, seeded(), NOTHING)
