@@ -11,7 +11,7 @@ from recon_core.field_basis import FieldBasis, monomials
 from recon_core.operators.linear_model import LinearModel
 from recon_core.priors.prior import Prior
 from recon_core.solvers.blind_problem import BlindEstimate, BlindProblem
-from recon_core.solvers.red_diff import prior_gradient, variance_preserving_levels
+from recon_core.solvers.red_diff import Spacing, prior_gradient, variance_preserving_levels
 from recon_core.solvers.run import Estimate, Run
 
 _LAPLACE_CENTRE, _LAPLACE_SCALE = 3.3, 95.1
@@ -32,6 +32,9 @@ def blind_red_diff(
     field_weight: float = 2.0,
     rate: float = 0.1,
     field_rate: float = 1.0,
+    highest: float = 160.0,
+    ending: float = 0.0,
+    spacing: Spacing = "time",
 ) -> BlindEstimate:
     """Blind RED-diff (paper 000, algorithm 1): the reference that `blind_gauss_newton` is measured against.
 
@@ -50,6 +53,10 @@ def blind_red_diff(
     orthonormal coefficients, as those of monomials differ too much in what they do; both rates fall along a quarter of
     a cosine to 1 %; gamma starts at zero, and mu with 10 iterations of conjugate gradients without a field.
 
+    Most of the paper's times lie at levels at which the prior knows only that images are near zero. While it draws mu
+    there, the field is free to wander off, and may not come back. With `steps=300, highest=1, ending=0.25,
+    spacing="level"`, as `red_diff` has it, the field is found on the same scans.
+
     Args:
         problem: in the units of the prior, with the basis of `polynomial_basis`.
         prior: of the images; levels that it does not know are left out.
@@ -60,17 +67,18 @@ def blind_red_diff(
         field_weight: lambda: `2 sigma_eta^2` of equation 10, for a noise of one.
         rate: of learning of the image, at first.
         field_rate: of the field's coefficients, in Hz.
+        highest, ending, spacing: of the noise levels, as in `red_diff`; by default they are those of the paper.
 
     Returns:
         Without deviations, and with at most 50 misfits, evenly spaced.
 
     Raises:
-        ValueError: the basis is not that of polynomials of the order, or the levels do not fall.
+        ValueError: the basis is not that of polynomials of the order, or the levels do not fall, or an unknown spacing.
     """
     monomial = monomial_coefficients(problem.basis, order)
-    levels = variance_preserving_levels(prior, math.inf, 0, steps, "time")
     coefficients = torch.zeros_like(problem.basis.deviation_hz)
     given = problem.given(coefficients)
+    levels = variance_preserving_levels(prior, highest, ending * float(given.noise_level), steps, spacing)
     pull = weight / given.noise_level**2
     image = given.tempered(torch.zeros_like(given.adjoint)[None], _FIRST_LEVEL, None, _FIRST_ITERATIONS).clone()
     channels = torch.view_as_real(image)
