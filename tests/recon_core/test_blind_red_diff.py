@@ -22,7 +22,7 @@ from recon_core.solvers.blind_red_diff import (
 )
 from recon_core.solvers.run import Run
 
-from analytic import DirectSampling, complex_noise, ring_of_coils, spiral_trajectory
+from analytic import DirectSampling, complex_noise, relative, ring_of_coils, spiral_trajectory
 from gaussian_problem import Gaussian, prior_of, smooth
 
 N, COILS, SHOTS, SAMPLES, ORDER = 16, 3, 4, 150, 3
@@ -139,12 +139,13 @@ def test_a_penalty_without_measure_leaves_the_most_probable_polynomial():
 
 
 def test_same_seed_same_estimate():
-    first, again, other = (
-        blind_red_diff(problem(), DENOISER, seeded(seed), steps=5, order=ORDER) for seed in (1, 1, 2)
-    )
-    assert torch.equal(first.image.image, again.image.image)
-    assert torch.equal(first.field_hz, again.field_hz)
-    assert not torch.equal(first.field_hz, other.field_hz)
+    """To rounding, which depends on where arrays lie in memory."""
+    some = problem()
+    first, again, other = (blind_red_diff(some, DENOISER, seeded(seed), steps=5, order=ORDER) for seed in (1, 1, 2))
+    assert relative(again.image.image - first.image.image, first.image.image) < 1e-9
+    assert relative(again.field_hz - first.field_hz, first.field_hz) < 1e-9
+    assert relative(other.image.image - first.image.image, first.image.image) > 1e-3
+    assert relative(other.field_hz - first.field_hz, first.field_hz) > 1e-3
 
 
 @pytest.mark.parametrize("enough", [0, 3])
