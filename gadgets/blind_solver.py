@@ -19,7 +19,7 @@ from gadgets.property import choice, integer, real
 from recon_core.field_basis import FieldBasis, halved, polynomial_basis, smooth_basis
 from recon_core.object_mask import object_mask
 from recon_core.operators.linear_model import LinearModel
-from recon_core.solvers.blind_gauss_newton import Stage, again, alone, blind_gauss_newton, coarse, fine
+from recon_core.solvers.blind_gauss_newton import Stage, alone, blind_gauss_newton, coarse, fine
 from recon_core.solvers.blind_problem import BlindEstimate, BlindProblem
 from recon_core.solvers.blind_red_diff import blind_red_diff
 from recon_core.solvers.cg_sense import cg_sense
@@ -145,20 +145,11 @@ class BlindSolver(PriorSolver):
         if not self.recalibrations:
             return [coarse(lambda _: first), fine(lambda _: whole)]
 
-        def recalibrated(coefficients: Tensor) -> Frame:
+        def again(coefficients: Tensor) -> BlindProblem:
             known = replace(frame, field_map=whole.field(coefficients))
-            return replace(frame, coil_maps=CoilMaps().maps(known)[0])
+            return self._problem_of(replace(frame, coil_maps=CoilMaps().maps(known)[0]), basis)
 
-        def half_again(coefficients: Tensor) -> BlindProblem:
-            found = _halved(recalibrated(coefficients))
-            assert found is not None
-            return self._problem_of(found, basis.halved)
-
-        def whole_again(coefficients: Tensor) -> BlindProblem:
-            return self._problem_of(recalibrated(coefficients), basis)
-
-        middle = [again(half_again) for _ in range(self.recalibrations - 1)]
-        return [coarse(lambda _: first), *middle, fine(whole_again)]
+        return [coarse(lambda _: first), *(fine(again) for _ in range(self.recalibrations))]
 
     def _problem_of(self, frame: Frame, basis: FieldBasis) -> BlindProblem:
         assert frame.coil_maps is not None

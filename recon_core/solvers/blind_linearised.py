@@ -22,7 +22,8 @@ _TOLERANCE = 1e-3
 
 
 class Linearised:
-    """`|unit A(psi + B dtheta)(x + dx) - y|^2 + pull |x + dx - centre|^2 + |theta + dtheta|_P^2 / 2` to second order.
+    """`|unit A(psi + B dtheta)(x + dx) - y|^2 + pull |x + dx - centre|^2 + caution |theta + dtheta|_P^2 / 2`, the
+    model to first order.
 
     Gauss and Newton: the model is linear in dx and dtheta, `unit A dx + unit A' B dtheta`, with A' from `slope`. Both
     share one application of the Toeplitz kernels. With the field alone at rest the image would take up what the field
@@ -32,7 +33,9 @@ class Linearised:
     factor of what the field alone would see make well conditioned: without them CG needs three times the iterations.
     """
 
-    def __init__(self, problem: BlindProblem, image: Tensor, coefficients: Tensor, pull: float) -> None:
+    def __init__(
+        self, problem: BlindProblem, image: Tensor, coefficients: Tensor, pull: float, caution: float = 1.0
+    ) -> None:
         """Takes the point.
 
         Args:
@@ -40,11 +43,12 @@ class Linearised:
             image: x, `[y, x]`.
             coefficients: theta, `[function]`.
             pull: precision of each complex pixel about the centre, `1 / (2 level^2)`.
+            caution: times that the precision of the coefficients counts.
         """
         self._problem, self._image, self._coefficients, self._pull = problem, image, coefficients, pull
         self._model = problem.model.with_field(problem.field(coefficients))
         self._slope = self._model.slope(problem.unit * image)
-        self._precision = problem.basis.precision / 2
+        self._precision = caution * problem.basis.precision / 2
         self._whiten = (problem.unit**2 * problem.density + pull).rsqrt()
         self._factor = torch.linalg.cholesky(self._curvature())
 
