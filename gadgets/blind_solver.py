@@ -22,7 +22,8 @@ from recon_core.operators.linear_model import LinearModel
 from recon_core.solvers.blind_gauss_newton import Stage, alone, blind_gauss_newton, coarse, fine
 from recon_core.solvers.blind_problem import BlindEstimate, BlindProblem
 from recon_core.solvers.blind_red_diff import blind_red_diff
-from recon_core.solvers.cg_sense import cg_sense
+from recon_core.solvers.conjugate_gradient import conjugate_gradient
+from recon_core.solvers.linear_problem import LinearProblem
 from recon_core.solvers.run import Estimate, Run
 
 GAUSS_NEWTON, RED_DIFF = "gauss_newton", "red_diff"
@@ -105,7 +106,6 @@ class BlindSolver(PriorSolver):
 
     def _found(self, batch: Frame, kspace: Tensor, run: Run) -> tuple[Estimate, Tensor]:
         assert batch.coil_maps is not None
-        first = batch.field_map
         frame = replace(
             batch,
             samples=Samples(kspace[0], batch.samples.trajectory),
@@ -114,7 +114,9 @@ class BlindSolver(PriorSolver):
             field_map=None,
         )
         basis = self._basis(frame)
-        start = torch.zeros_like(basis.deviation_hz) if first is None else basis.fit(first[0])
+        start = torch.zeros_like(basis.deviation_hz)
+        if batch.field_map is not None:
+            start = _fitted(basis, batch.field_map[0])
         if self.method == RED_DIFF:
             problem = self._problem_of(frame, basis).scaled_for(self._prior.convention, start)
             self._blind = blind_red_diff(problem, self._prior, run, steps=self.steps, order=self.order)
@@ -128,7 +130,8 @@ class BlindSolver(PriorSolver):
         """On the grid of the frame, within the outline of what a first image shows."""
         assert frame.coil_maps is not None
         model = LinearModel(encoding_of(frame, self.session), frame.coil_maps)
-        blurred = cg_sense(model, frame.samples.kspace, 0.0, 10, 1e-2).image
+        problem = LinearProblem.of(model, frame.samples.kspace)
+        blurred = conjugate_gradient(problem.normal, problem.adjoint, iterations=10, tolerance=1e-2).image
         fov_mm = frame.space.encoded_fov_mm[1:]
         mask = _dilated(
             object_mask(blurred.abs()[None], OUTLINE)[0],
@@ -161,6 +164,16 @@ def _described(found: BlindEstimate) -> str:
     low, high = (float(x) for x in found.field_hz.aminmax())
     course = ", ".join(f"{misfit:.3f}" for misfit in found.misfits[:: max(len(found.misfits) // 6, 1)])
     return f"field from {low:.0f} to {high:.0f} Hz; misfit per sample {course}, at last {found.misfits[-1]:.3f}"
+
+
+def _fitted(basis: FieldBasis, field_map: Tensor) -> Tensor:
+    if field_map.shape != basis.mask.shape:
+        raise ValueError(
+            f"expected a field map {list(basis.mask.shape)} on the grid of the image, got {list(field_map.shape)}"
+        )
+    if not torch.isfinite(field_map).all():
+        raise ValueError("the field map holds values that are not finite")
+    return basis.fit(field_map)
 
 
 def _moment_of_the_centre(frame: Frame) -> float:

@@ -51,6 +51,10 @@ class FieldBasis:
         """The coefficients of the nearest sum within the mask, `[..., y, x]` to `[..., function]`."""
         return self.transpose(field_hz * self.mask) / self.mask.sum()
 
+    def first(self, count: int | None) -> FieldBasis:
+        """So many of the functions, the smoothest ones, or all."""
+        return FieldBasis(self.functions[:count], self.deviation_hz[:count], self.mask)
+
     @property
     def halved(self) -> FieldBasis:
         """The same functions on pixels of twice the size."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from recon_core.priors.prior import Prior
 from recon_core.solvers.blind_linearised import Linearised
@@ -27,6 +28,9 @@ _CAUTION = 100.0
 """Times that what is known of fields beforehand counts in a step. Most of what the data seem to say against it is not
 their noise: coil maps, grid and denoised image have errors of their own, alike in many samples. Without it, fields are
 20 to 60 % farther off after the coarse stage."""
+
+_SMOOTHEST = 12
+"""Functions that a first step may move: of the order of waves over the head."""
 
 _LOOKS = 8
 """Noisy images of which the denoised ones are averaged in each step, so that chance does not move the field."""
@@ -53,6 +57,8 @@ class Stage:
         highest, lowest: the first and the last of them, of the unit image.
         iterations: of conjugate gradients in each step.
         weight: of the denoised image: as RED-diff's, relative to the noise that the data leave in the image.
+        functions: of the field, that the first step may move; two thirds of the steps later all may be. Fine structure
+            that is sought while the image is still blurred is found in the wrong place, and stays there.
     """
 
     problem: Callable[[Tensor], BlindProblem]
@@ -61,11 +67,18 @@ class Stage:
     lowest: float
     iterations: int
     weight: float
+    functions: int | None = None
+
+    def functions_at(self, done: int, of: int) -> int:
+        """How many of the functions may move after so many steps."""
+        first = min(self.functions or of, of)
+        grown: float = first * (of / first) ** min(done / (self.steps * 2 / 3), 1)
+        return round(grown)
 
 
 def coarse(problem: Callable[[Tensor], BlindProblem]) -> Stage:
     """From nothing, on half the grid: early samples, on which the field's phase has turned less than once or twice."""
-    return Stage(problem, steps=25, highest=0.25, lowest=0.02, iterations=8, weight=2.0)
+    return Stage(problem, steps=25, highest=0.25, lowest=0.02, iterations=8, weight=2.0, functions=_SMOOTHEST)
 
 
 def fine(problem: Callable[[Tensor], BlindProblem]) -> Stage:
@@ -75,7 +88,7 @@ def fine(problem: Callable[[Tensor], BlindProblem]) -> Stage:
 
 def alone(problem: Callable[[Tensor], BlindProblem]) -> Stage:
     """From nothing, where there is no coarse problem."""
-    return Stage(problem, steps=30, highest=0.25, lowest=0.015, iterations=8, weight=2.0)
+    return Stage(problem, steps=30, highest=0.25, lowest=0.015, iterations=8, weight=2.0, functions=_SMOOTHEST)
 
 
 def blind_gauss_newton(stages: Sequence[Stage], prior: Prior, run: Run, start: Tensor) -> BlindEstimate:
@@ -133,7 +146,10 @@ def _walked(
             break
         noise = math.sqrt(2) * level * complex_normal((_LOOKS, *image.shape), image, run.generator)
         denoised = prior.denoise(image + noise, level).mean(0)
-        moved, step = Linearised(problem, denoised, coefficients, pull, _CAUTION).step(denoised, stage.iterations)
+        movable = stage.functions_at(done, len(coefficients))
+        near = Linearised(problem, denoised, coefficients, pull, _CAUTION, movable)
+        moved, step = near.step(denoised, stage.iterations)
+        step = pad(step, (0, len(coefficients) - movable))
         coefficients = coefficients + _limited(problem, denoised, step)
         given = problem.given(coefficients)
         image = given.tempered(denoised[None], level, (denoised + moved)[None], _IMAGE_ITERATIONS)[0]

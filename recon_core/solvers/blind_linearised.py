@@ -34,7 +34,13 @@ class Linearised:
     """
 
     def __init__(
-        self, problem: BlindProblem, image: Tensor, coefficients: Tensor, pull: float, caution: float = 1.0
+        self,
+        problem: BlindProblem,
+        image: Tensor,
+        coefficients: Tensor,
+        pull: float,
+        caution: float = 1.0,
+        movable: int | None = None,
     ) -> None:
         """Takes the point.
 
@@ -44,16 +50,18 @@ class Linearised:
             coefficients: theta, `[function]`.
             pull: precision of each complex pixel about the centre, `1 / (2 level^2)`.
             caution: times that the precision of the coefficients counts.
+            movable: how many of the first coefficients may move; all by default.
         """
-        self._problem, self._image, self._coefficients, self._pull = problem, image, coefficients, pull
+        self._problem, self._image, self._pull = problem, image, pull
+        self._coefficients, self._basis = coefficients[:movable], problem.basis.first(movable)
         self._model = problem.model.with_field(problem.field(coefficients))
         self._slope = self._model.slope(problem.unit * image)
-        self._precision = caution * problem.basis.precision / 2
+        self._precision = caution * self._basis.precision / 2
         self._whiten = (problem.unit**2 * problem.density + pull).rsqrt()
         self._factor = torch.linalg.cholesky(self._curvature())
 
     def step(self, centre: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-        """dx and dtheta of the minimum, for a centre `[y, x]`."""
+        """dx and dtheta of the minimum, for a centre `[y, x]`; dtheta of what may move."""
         problem = self._problem
         residual = problem.data_images - self._model.gram(self._model.expand(problem.unit * self._image))
         towards, along = self._transposed(residual)
@@ -83,7 +91,7 @@ class Linearised:
 
         As if the samples saw each pixel for itself, with the strength that they see all of them with.
         """
-        functions, slope = self._problem.basis.functions.flatten(1), self._slope
+        functions, slope = self._basis.functions.flatten(1), self._slope
         bright = (self._problem.unit * self._image).abs().square()
         seen = (slope.conj() * self._model.gram(slope)).real.sum() / bright.sum()
         curvature = (functions * (_LEFT_TO_THE_FIELD * seen * bright).flatten()) @ functions.T
@@ -93,7 +101,7 @@ class Linearised:
 
     def _transposed(self, terms: Tensor) -> tuple[Tensor, Tensor]:
         """From S^H E^H of samples `[..., term, y, x]` to the sides of image and coefficients."""
-        along = self._problem.basis.transpose((self._slope.conj() * terms).real.sum(-3))
+        along = self._basis.transpose((self._slope.conj() * terms).real.sum(-3))
         return self._problem.unit * self._model.combine(terms), along
 
     def _solve(self, towards: Tensor, along: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
@@ -101,7 +109,7 @@ class Linearised:
 
         def normal(unknown: Tensor) -> Tensor:
             image, coefficients = self._unpacked(unknown)
-            moved = self._slope * self._problem.basis.field(coefficients).unsqueeze(-3)
+            moved = self._slope * self._basis.field(coefficients).unsqueeze(-3)
             terms = self._model.gram(self._model.expand(self._problem.unit * image) + moved)
             towards, along = self._transposed(terms)
             return self._packed(towards + self._pull * image, along + self._precision * coefficients)
