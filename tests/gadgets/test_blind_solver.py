@@ -1,0 +1,314 @@
+"""Image and field map in the stream, from a small spiral scan of a head whose field nobody tells, but for the tests."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import ismrmrd
+import pytest
+import torch
+from torch import Tensor
+
+from gadgets import blind_solver
+from gadgets.blind_solver import BlindSolver, _halved
+from gadgets.coil_maps import CoilMaps
+from gadgets.frame import Frame, Samples, Space
+from gadgets.image_export import SERIES, ImageExport
+from pipelines.definition import DEFINITIONS, find_definition
+from pipelines.image_series import field_of, kind_of, solver_report
+from pipelines.registry import installed_gadgets
+from recon_core.field_basis import monomials
+from recon_core.simulation import exact_signal, head
+
+from analytic import complex_noise, direct_sum, positions, relative, ring_of_coils, spiral_trajectory
+from phantom_scan import Phantom, cartesian
+from phantom_scan import head as phantom_head
+from scans import header, run, session
+
+N, COILS, SHOTS, SAMPLES, FOV_MM = 32, 4, 4, 500, 210.0
+TRAJECTORY = spiral_trajectory(N, SHOTS, SAMPLES, power=1.5)
+TIMES = torch.linspace(0, 0.012, SAMPLES)
+MAPS = ring_of_coils(N, COILS)
+Y, X = torch.meshgrid(positions(N), positions(N), indexing="ij")
+FIELD_HZ = 25 * (2 * X + 6 * (Y**2 - X**2) + 20 * X * Y**2 - 0.2)
+"""Of 17 Hz root mean square within the head."""
+
+MAGNITUDE, MASK = (part[0] for part in head((N, N), FOV_MM / N, [20.0], torch.Generator().manual_seed(0)))
+IMAGE = 80 * MAGNITUDE * torch.exp(2j * math.pi * (0.3 * X + 0.5 * Y**2))
+
+
+@pytest.fixture(scope="module")
+def kspace() -> Tensor:
+    """With noise of unit variance."""
+    signal = exact_signal(IMAGE, MAPS, FIELD_HZ, TRAJECTORY.double(), TIMES.double())
+    return (signal + complex_noise(*signal.shape, seed=1, dtype=signal.dtype)).to(torch.complex64)
+
+
+def scanned(kspace: Tensor, field_hz: Tensor | None = None, late: float = 0.0) -> Frame:
+    """A frame of the head with its true maps, and a field map if one is said to be known already."""
+    space = Space((1, N, N), (5.0, FOV_MM, FOV_MM), (1, N, N), (5.0, FOV_MM, FOV_MM))
+    times = (TIMES + late).repeat(SHOTS, 1)
+    frame = Frame(Samples(kspace.clone(), TRAJECTORY), times, space, ismrmrd.AcquisitionHeader())
+    frame.coil_maps = MAPS.to(torch.complex64)
+    frame.field_map = None if field_hz is None else field_hz.float()
+    return frame
+
+
+def solved(*frames: Frame, opened=None, **properties):
+    usual = {"prior": "head_unet", "samples": 2, "limit": 100.0}
+    return run([BlindSolver(**usual | properties)], frames, opened or session(header()))
+
+
+def kinds(results) -> list[str]:
+    return [getattr(item, "kind", "frame") for item in results]
+
+
+def rms_hz(field_hz: Tensor) -> float:
+    return float(field_hz[MASK].square().mean().sqrt())
+
+
+def field_error(frame: Frame) -> float:
+    return rms_hz(frame.field_map - FIELD_HZ)
+
+
+def image_error(image: Tensor) -> float:
+    return relative((image.abs() - IMAGE.abs())[MASK], IMAGE.abs()[MASK])
+
+
+@pytest.fixture
+def short(monkeypatch) -> None:
+    """Stages of three steps each, and three for the image, with fewer draws in each."""
+    for name in ("coarse", "fine", "alone"):
+        stage = getattr(blind_solver, name)
+        monkeypatch.setattr(blind_solver, name, lambda problem, stage=stage: replace(stage(problem), steps=3))
+    for name, few in (("_IMAGE_STEPS", 3), ("_LOOKS", 2), ("_DRAWS", 2)):
+        monkeypatch.setattr(f"recon_core.solvers.blind_gauss_newton.{name}", few)
+
+
+@pytest.fixture
+def held(short, monkeypatch) -> None:
+    """Steps so short that the field stays where it begins."""
+    monkeypatch.setattr("recon_core.solvers.blind_gauss_newton._LARGEST_STEP_HZ", 1e-3)
+
+
+@pytest.fixture(scope="module")
+def found(kspace):
+    return solved(scanned(kspace))
+
+
+def test_image_and_field_are_those_of_the_scan(found, kspace):
+    image, field_map, deviation, *_, frame = found
+    assert rms_hz(FIELD_HZ) > 15
+    assert rms_hz(field_map.data - FIELD_HZ) < 4
+    assert image_error(image.data) < 0.1
+    told = rms_hz(deviation.data)
+    assert 0.25 < told / field_error(frame) < 4
+
+
+def test_the_field_and_its_deviation_leave_after_the_image_and_before_the_frame(found):
+    assert kinds(found) == ["image", "field_map", "field_deviation", "deviation", "frame"]
+    *images, frame = found
+    for item in images:
+        assert item.frame is frame
+        assert item.data.shape == (N, N)
+        assert item.data.is_complex() == (item.kind == "image")
+    assert float(found[2].data.min()) > 0
+
+
+def test_later_gadgets_get_the_field(found):
+    image, field_map, *_, frame = found
+    assert torch.equal(frame.field_map, field_map.data)
+    assert torch.equal(frame.image, image.data)
+
+
+def test_the_history_tells_method_prior_limit_and_misfits(found):
+    how, course = found[-1].history
+    assert how.startswith(
+        "BlindSolver: gauss_newton with head_unet, smooth fields within 100 Hz, 2 samples, 55 of 55 steps in "
+    )
+    low, high = (float(value) for value in found[1].data.aminmax())
+    assert course.startswith(f"BlindSolver: field from {low:.0f} to {high:.0f} Hz; misfit per sample ")
+    misfits = [float(value) for value in course.split("misfit per sample ")[1].replace("at last ", "").split(", ")]
+    assert misfits[0] > 5 * misfits[-1]
+    assert misfits[-1] == pytest.approx(1, abs=0.4)
+
+
+def test_each_series_has_an_index_and_a_kind_of_its_own(kspace, short):
+    opened = session(header(matrix=(N, N, 1), fov=(FOV_MM, FOV_MM, 5)))
+    gadgets = [BlindSolver(prior="head_unet", samples=1), ImageExport()]
+    images = [item for item in run(gadgets, [scanned(kspace)], opened) if isinstance(item, ismrmrd.Image)]
+    expected = ["image", "field_map", "field_deviation"]
+    assert [kind_of(image) for image in images] == [SERIES[kind].description for kind in expected]
+    assert [image.image_series_index for image in images] == [1, 3, 6]
+    assert solver_report(images[0])[0] == 9
+    assert 1 < rms_hz(torch.from_numpy(field_of(images[1])[0])) < 40
+
+
+def test_a_field_map_of_an_earlier_gadget_is_where_it_begins(kspace, held):
+    """A smooth basis holds the true field to less than 1 Hz."""
+    assert field_error(solved(scanned(kspace, FIELD_HZ))[-1]) < 1
+    assert field_error(solved(scanned(kspace))[-1]) > 15
+
+
+@pytest.mark.parametrize(
+    ("field_hz", "message"),
+    [
+        (torch.where(MASK, FIELD_HZ, torch.nan), "the field map holds values that are not finite"),
+        (FIELD_HZ[:20], r"expected a field map \[32, 32\] on the grid of the image, got \[20, 32\]"),
+    ],
+)
+def test_a_field_map_that_cannot_be_used_is_refused(kspace, field_hz, message):
+    with pytest.raises(ValueError, match=message):
+        solved(scanned(kspace, field_hz))
+
+
+@pytest.mark.parametrize(("method", "planned"), [("gauss_newton", 55), ("red_diff", 1000)])
+def test_ends_when_the_time_is_over_and_says_so(kspace, method, planned):
+    *_, frame = solved(scanned(kspace), method=method, time_budget=1e-9)
+    how, course = frame.history
+    assert f"1 of {planned} steps" in how
+    assert "when the time budget was spent" in how
+    assert "misfit per sample" in course
+    assert torch.isfinite(frame.image.abs()).all()
+
+
+def test_no_signal_gives_an_empty_image_and_no_field(kspace, short):
+    """Nor that of the slice before."""
+    silent = scanned(torch.zeros_like(kspace))
+    opened = session(header())
+    results = solved(scanned(kspace), silent, opened=opened)
+    assert kinds(results[5:]) == ["image", "deviation", "frame"]
+    assert not results[5].data.any()
+    assert silent.field_map is None
+    assert silent.history == ["BlindSolver: all samples are zero, and so is the image"]
+
+
+def test_samples_that_are_not_finite_are_counted(kspace):
+    frame = scanned(kspace)
+    frame.samples.kspace[0, 0, :3] = torch.nan
+    with pytest.raises(ValueError, match=f"3 of {kspace.numel()} samples of k-space are not finite"):
+        solved(frame)
+
+
+def test_the_field_keeps_within_its_limit(kspace, held):
+    low, high = solved(scanned(kspace, FIELD_HZ), limit=20.0)[-1].field_map.aminmax()
+    assert (float(low), float(high)) == pytest.approx((-20, 20))
+
+
+def test_an_echo_time_leaves_the_field_as_it_is(kspace, short):
+    """Which of the image's phase was there at the excitation, nothing tells."""
+    early, late = (solved(scanned(kspace, late=seconds))[-1].field_map for seconds in (0.0, 0.03))
+    assert rms_hz(early) > 3
+    assert rms_hz(late - early) < 0.02 * rms_hz(early)
+
+
+def test_red_diff_finds_a_polynomial(kspace):
+    results = solved(scanned(kspace), method="red_diff", steps=5, order=3)
+    assert kinds(results) == ["image", "field_map", "frame"]
+    *_, frame = results
+    assert frame.history[0].startswith(
+        "BlindSolver: red_diff with head_unet, polynomial fields of order 3 within 100 Hz, 2 samples, 5 of 5 steps"
+    )
+    columns, field = monomials(MASK, 3), frame.field_map[MASK].double()
+    assert field.square().mean().sqrt() > 1
+    assert relative(columns @ torch.linalg.lstsq(columns, field[:, None]).solution - field[:, None], field) < 1e-4
+
+
+def test_polynomials_are_fitted_in_joint_steps_too(kspace, short):
+    *_, frame = solved(scanned(kspace), fields="polynomial", order=2)
+    assert "gauss_newton with head_unet, polynomial fields of order 2 within 100 Hz" in frame.history[0]
+    columns, field = monomials(MASK, 2), frame.field_map[MASK].double()
+    assert relative(columns @ torch.linalg.lstsq(columns, field[:, None]).solution - field[:, None], field) < 1e-4
+
+
+def test_coil_maps_are_made_again_with_the_field_so_far(kspace, held, monkeypatch):
+    """Those that it begins with tell no coil from another."""
+    asked, estimated = [], CoilMaps.maps
+
+    def remembered(self, frame):
+        asked.append(field_error(frame))
+        return estimated(self, frame)
+
+    monkeypatch.setattr(CoilMaps, "maps", remembered)
+
+    def error(recalibrations: int) -> float:
+        frame = scanned(kspace, FIELD_HZ)
+        frame.coil_maps = torch.full_like(frame.coil_maps, COILS**-0.5)
+        return image_error(solved(frame, recalibrations=recalibrations)[-1].image)
+
+    without = error(0)
+    assert asked == []
+    assert error(2) < 0.5 * without
+    assert len(asked) == 2
+    assert max(asked) < 1
+
+
+@pytest.mark.parametrize("coils", [1, 4])
+def test_cartesian_lines_are_solved_on_one_grid(short, coils):
+    """Their early samples lie anywhere but around the centre."""
+    frame = Phantom.scanned(cartesian(), coils, 1.0, 50 * phantom_head()).frame(with_maps=True)
+    frame.times = torch.linspace(0, 5e-4, frame.times.shape[1]).expand_as(frame.times)
+    results = solved(frame)
+    assert kinds(results) == ["image", "field_map", "field_deviation", "deviation", "frame"]
+    assert "6 of 6 steps" in frame.history[0]
+    truth = torch.from_numpy(50 * phantom_head()).abs()
+    assert relative(results[0].data.abs() - truth, truth) < 0.2
+
+
+def frame_of(shape: tuple[int, int], trajectory: Tensor, image: Tensor) -> Frame:
+    """Maps are noise."""
+    ny, nx = shape
+    space = Space((1, ny, nx), (5.0, 200.0, 150.0), (1, ny, nx), (5.0, 200.0, 150.0))
+    samples = Samples(direct_sum(image, trajectory), trajectory)
+    times = torch.linspace(0, 0.01, trajectory.shape[-1]).repeat(trajectory.shape[1], 1)
+    frame = Frame(samples, times, space, ismrmrd.AcquisitionHeader())
+    frame.coil_maps = complex_noise(2, ny, nx)
+    return frame
+
+
+@pytest.mark.parametrize(("shape", "half"), [((32, 32), (16, 16)), ((33, 30), (17, 15)), ((34, 31), (17, 15))])
+def test_the_halved_frame_holds_the_same_signal_on_larger_pixels(shape, half):
+    """Of an image that is zero in all other pixels but those that are kept, and the one in the centre is."""
+    ny, nx = shape
+    trajectory = spiral_trajectory(1, 3, 401, turns=6).double() * torch.tensor(shape)[:, None, None]
+    y, x = (slice(n // 2 % 2, None, 2) for n in shape)
+    image = torch.zeros(2, ny, nx, dtype=torch.complex128)
+    image[:, y, x] = complex_noise(2, *half, dtype=torch.complex128)
+    frame = frame_of(shape, trajectory, image)
+    less = _halved(frame)
+    kept = less.samples.kspace.shape[-1]
+    assert less.space.shape == half
+    assert less.coil_maps.shape == (2, *half)
+    torch.testing.assert_close(less.coil_maps[:, half[0] // 2, half[1] // 2], frame.coil_maps[:, ny // 2, nx // 2])
+    assert torch.equal(less.times, frame.times[:, :kept])
+    signal = direct_sum(image[:, y, x], less.samples.trajectory) * math.sqrt(math.prod(half) / (ny * nx))
+    assert relative(less.samples.kspace - signal, signal) < 1e-5
+    # Half of k-space along either axis is what pixels of twice the size hold.
+    inside = (trajectory.abs() < torch.tensor(shape)[:, None, None] / 4).all(0).all(0)
+    assert bool(inside[:kept].all())
+    assert not bool(inside[kept])
+
+
+def test_samples_before_a_readout_reaches_the_centre_are_left_out():
+    """As where it spirals in and out again."""
+    outwards = spiral_trajectory(N, SHOTS, 200)
+    trajectory = torch.cat([outwards.flip(-1), -outwards], -1)
+    frame = frame_of((N, N), trajectory, torch.zeros(2, N, N))
+    less = _halved(frame)
+    first = int((frame.times[0] == less.times[0, 0]).nonzero())
+    kept = less.times.shape[1]
+    assert first > 50
+    assert first + kept < 350
+    torch.testing.assert_close(less.samples.trajectory, trajectory[..., first : first + kept])
+    assert float(trajectory[..., first : first + kept].abs().max()) < N / 4
+
+
+@pytest.mark.parametrize("name", ["blind_red_diff", "blind_joint"])
+def test_the_pipelines_are_made_of_gadgets_that_are_there(name):
+    gadgets = find_definition(name, [DEFINITIONS]).build(installed_gadgets())
+    names = [type(gadget).__name__ for gadget in gadgets]
+    (blind,) = (gadget for gadget in gadgets if isinstance(gadget, BlindSolver))
+    assert names.index("CoilMaps") < names.index("FieldMap") < names.index("BlindSolver")
+    assert (blind.method, blind.prior, blind.samples) == ("gauss_newton", "head_unet_large", 4)
+    assert bool(blind.recalibrations) == (name == "blind_joint")
