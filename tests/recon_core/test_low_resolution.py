@@ -4,12 +4,14 @@ import pytest
 import torch
 
 from pipelines.simulated_readouts import spiral
-from recon_core.calibration.low_resolution import NotFullySampledError, calibration_kspace
+from recon_core.calibration.low_resolution import NotFullySampledError, OffResonance, calibration_kspace
+from recon_core.simulation import exact_signal
 
 from analytic import (
     complex_noise,
     direct_sum,
     grid_trajectory,
+    positions,
     radial_trajectory,
     relative,
     ring_of_coils,
@@ -58,6 +60,25 @@ def test_other_trajectories_give_what_the_grid_would(name):
     assert relative(error, truth) < 0.003
     edge = grid.abs().amax(0) >= 11
     assert relative(error[:, edge], truth[:, edge]) < edge_error
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_known_off_resonance_is_taken_out(every):
+    """The field from -300 to 260 Hz, on the grid of the image or on a coarser one, blurs also the early samples."""
+    images, maps = smooth_head(N), ring_of_coils(N, 4)
+    y, x = torch.meshgrid(positions(N), positions(N), indexing="ij")
+    field_hz = 80 * (2 * x + 6 * (y**2 - x**2) + 20 * x * y**2 - 0.2)
+    trajectory, _ = OFF_GRID["dense centre"]
+    times = torch.linspace(-0.001, 0.012, trajectory.shape[-1]).expand(trajectory.shape[1:])
+    kspace = exact_signal(images, maps, field_hz, trajectory.double(), times[0].double()).to(torch.complex64)
+    truth = direct_sum(maps * images, grid_trajectory((24, 24))).reshape(4, 24, 24)
+
+    def error(off_resonance: OffResonance | None) -> float:
+        return relative(calibration_kspace(kspace, trajectory, (24, 24), off_resonance) - truth, truth)
+
+    without, known = error(None), error(OffResonance(times, field_hz[::every, ::every].float()))
+    assert without > 0.2
+    assert known < 0.005
 
 
 def test_three_dimensions_off_the_grid():
