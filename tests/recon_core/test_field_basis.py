@@ -40,7 +40,11 @@ def draws(mask: torch.Tensor, count: int) -> torch.Tensor:
 
 def polynomial(shape, order: int) -> torch.Tensor:
     """With random coefficients, in fields of view."""
-    y, x = (c / n for c, n in zip(grid(shape), shape, strict=True))
+    return polynomial_at([c / n for c, n in zip(grid(shape), shape, strict=True)], order)
+
+
+def polynomial_at(coordinates, order: int) -> torch.Tensor:
+    y, x = coordinates
     rng = np.random.default_rng(2)
     terms = [rng.normal(0, 50 * 3 ** (p + q)) * y**p * x**q for p in range(order + 1) for q in range(order + 1 - p)]
     return torch.from_numpy(sum(terms)).float()
@@ -109,6 +113,17 @@ def test_a_field_has_the_same_monomials_on_a_grid_twice_as_fine(shape):
     fields = monomials(fine, 3).reshape(*fine.shape, -1)
     first = [n % 2 for n in shape]
     torch.testing.assert_close(fields[first[0] :: 2, first[1] :: 2].flatten(0, 1), monomials(coarse, 3))
+
+
+@pytest.mark.parametrize("shape", [(40, 36), (41, 37), (38, 42), (39, 35)])
+def test_halved_functions_are_the_same_on_larger_pixels(shape):
+    """The one in the centre stays there, and all others lie two of the smaller ones apart."""
+    basis = polynomial_basis(head(shape), 3)
+    half = basis.halved
+    expected = polynomial_at([2 * c / n for c, n in zip(grid(half.mask.shape), shape, strict=True)], 3)
+    found = half.field(basis.fit(polynomial(shape, 3)))
+    torch.testing.assert_close(found[half.mask], expected[half.mask], atol=0.01, rtol=1e-4)
+    assert torch.equal(half.deviation_hz, basis.deviation_hz)
 
 
 def test_coefficients_of_the_process_are_independent_and_as_large_as_stated(smooth):
