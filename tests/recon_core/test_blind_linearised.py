@@ -97,6 +97,18 @@ def test_a_step_leads_to_the_minimum_of_the_dense_problem(case, exact, pull):
     assert relative(image - of_image, of_image) < 1e-4
 
 
+def test_caution_counts_what_is_known_of_the_field_several_times(case, exact):
+    """Nine times as much is a third of the deviation."""
+    caution = 9.0
+    basis = case.problem.basis
+    known = replace(case, problem=replace(case.problem, basis=replace(basis, deviation_hz=basis.deviation_hz / 3)))
+    truth = torch.linalg.solve(*dense(known, PULL, IMAGE))[-6:]
+    plain = torch.linalg.solve(*dense(case, PULL, IMAGE))[-6:]
+    found = Linearised(case.problem, IMAGE, THETA, PULL, caution).step(IMAGE, 400)[1]
+    assert relative(found - truth, truth) < 1e-4
+    assert relative(plain - truth, truth) > 1e-2
+
+
 def test_few_iterations_lead_further_than_with_unknowns_of_equal_curvature(case):
     system, rhs = dense(case, PULL, IMAGE)
     scale = system.diagonal().rsqrt()
