@@ -24,11 +24,6 @@ _LARGEST_STEP_HZ = 10.0
 
 _IMAGE_STEPS = 20
 
-_CAUTION = 100.0
-"""Times that what is known of fields beforehand counts in a step. Most of what the data seem to say against it is not
-their noise: coil maps, grid and denoised image have errors of their own, alike in many samples. Without it, fields are
-20 to 60 % farther off after the coarse stage."""
-
 _SMOOTHEST = 12
 """Functions that a first step may move: of the order of waves over the head."""
 
@@ -57,6 +52,8 @@ class Stage:
         highest, lowest: the first and the last of them, of the unit image.
         iterations: of conjugate gradients in each step.
         weight: of the denoised image: as RED-diff's, relative to the noise that the data leave in the image.
+        caution: times that what is known of fields beforehand counts. Most of what the data seem to say against it is
+            not their noise: coil maps, grid and denoised image have errors of their own, alike in many samples.
         functions: of the field, that the first step may move; two thirds of the steps later all may be. Fine structure
             that is sought while the image is still blurred is found in the wrong place, and stays there.
     """
@@ -67,6 +64,7 @@ class Stage:
     lowest: float
     iterations: int
     weight: float
+    caution: float
     functions: int | None = None
 
     def functions_at(self, done: int, of: int) -> int:
@@ -78,17 +76,21 @@ class Stage:
 
 def coarse(problem: Callable[[Tensor], BlindProblem]) -> Stage:
     """From nothing, on half the grid: early samples, on which the field's phase has turned less than once or twice."""
-    return Stage(problem, steps=25, highest=0.25, lowest=0.02, iterations=8, weight=2.0, functions=_SMOOTHEST)
+    return Stage(
+        problem, steps=25, highest=0.25, lowest=0.02, iterations=8, weight=2.0, caution=100.0, functions=_SMOOTHEST
+    )
 
 
 def fine(problem: Callable[[Tensor], BlindProblem]) -> Stage:
     """From a field that is about right, with all samples."""
-    return Stage(problem, steps=10, highest=0.05, lowest=0.015, iterations=8, weight=2.0)
+    return Stage(problem, steps=10, highest=0.05, lowest=0.015, iterations=8, weight=2.0, caution=10.0)
 
 
 def alone(problem: Callable[[Tensor], BlindProblem]) -> Stage:
     """From nothing, where there is no coarse problem."""
-    return Stage(problem, steps=30, highest=0.25, lowest=0.015, iterations=8, weight=2.0, functions=_SMOOTHEST)
+    return Stage(
+        problem, steps=30, highest=0.25, lowest=0.015, iterations=8, weight=2.0, caution=100.0, functions=_SMOOTHEST
+    )
 
 
 def blind_gauss_newton(stages: Sequence[Stage], prior: Prior, run: Run, start: Tensor) -> BlindEstimate:
@@ -147,7 +149,7 @@ def _walked(
         noise = math.sqrt(2) * level * complex_normal((_LOOKS, *image.shape), image, run.generator)
         denoised = prior.denoise(image + noise, level).mean(0)
         movable = stage.functions_at(done, len(coefficients))
-        near = Linearised(problem, denoised, coefficients, pull, _CAUTION, movable)
+        near = Linearised(problem, denoised, coefficients, pull, stage.caution, movable)
         moved, step = near.step(denoised, stage.iterations)
         step = pad(step, (0, len(coefficients) - movable))
         coefficients = coefficients + _limited(problem, denoised, step)
