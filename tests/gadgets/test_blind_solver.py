@@ -18,6 +18,7 @@ from gadgets.image_export import SERIES, ImageExport
 from pipelines.definition import DEFINITIONS, find_definition
 from pipelines.image_series import field_of, kind_of, solver_report
 from pipelines.registry import installed_gadgets
+from recon_core.cache import ContentCache
 from recon_core.field_basis import monomials
 from recon_core.simulation import exact_signal, head
 
@@ -36,6 +37,10 @@ FIELD_HZ = 25 * (2 * X + 6 * (Y**2 - X**2) + 20 * X * Y**2 - 0.2)
 
 MAGNITUDE, MASK = (part[0] for part in head((N, N), FOV_MM / N, [20.0], torch.Generator().manual_seed(0)))
 IMAGE = 80 * MAGNITUDE * torch.exp(2j * math.pi * (0.3 * X + 0.5 * Y**2))
+
+
+CACHE = ContentCache(2**28)
+"""Most tests solve with the same kernels and prior."""
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +62,7 @@ def scanned(kspace: Tensor, field_hz: Tensor | None = None, late: float = 0.0) -
 
 def solved(*frames: Frame, opened=None, **properties):
     usual = {"prior": "head_unet", "samples": 2, "limit": 100.0}
-    return run([BlindSolver(**usual | properties)], frames, opened or session(header()))
+    return run([BlindSolver(**usual | properties)], frames, opened or session(header(), cache=CACHE))
 
 
 def kinds(results) -> list[str]:
@@ -135,7 +140,7 @@ def test_the_history_tells_method_prior_limit_and_misfits(found):
 
 
 def test_each_series_has_an_index_and_a_kind_of_its_own(kspace, short):
-    opened = session(header(matrix=(N, N, 1), fov=(FOV_MM, FOV_MM, 5)))
+    opened = session(header(matrix=(N, N, 1), fov=(FOV_MM, FOV_MM, 5)), cache=CACHE)
     gadgets = [BlindSolver(prior="head_unet", samples=1), ImageExport()]
     images = [item for item in run(gadgets, [scanned(kspace)], opened) if isinstance(item, ismrmrd.Image)]
     expected = ["image", "field_map", "field_deviation"]
