@@ -43,9 +43,10 @@ class BlindSolver(PriorSolver):
     """Finds the image and the field map together, where nobody measured the field or it has changed since.
 
     The field must be seen in the data: readouts of several milliseconds, and coils or a prior that tell an image from
-    one that is blurred; spirals are what it is made for. A map from an earlier gadget is where it begins. The field map
-    leaves as the series `field_map`, with its standard deviation as `field_deviation`, before the image, and later
-    gadgets get it. Where the data have no use for a field, it is as the basis makes it likely.
+    one that is blurred; spirals are what it is made for. A map from an earlier gadget is where joint steps begin;
+    blind RED-diff begins without. The field map leaves as the series `field_map`, with its standard deviation as
+    `field_deviation`, after the image, and later gadgets get it. Where the data have no use for a field, it is as the
+    basis makes it likely.
 
     Coil maps that earlier gadgets made of the same spiral hold the blur of its centre; `recalibrations` makes them anew
     with the field so far.
