@@ -47,7 +47,8 @@ class Stage:
     """One walk through falling noise levels.
 
     Attributes:
-        problem: what is solved, from the field that is known by then, theta `[function]`.
+        problem: what is solved, from the field that is known by then, theta `[function]`; all stages have the same
+            functions, on grids of their own.
         steps: noise levels.
         highest, lowest: the first and the last of them, of the unit image.
         iterations: of conjugate gradients in each step.
@@ -106,7 +107,8 @@ def blind_gauss_newton(stages: Sequence[Stage], prior: Prior, run: Run, start: T
     the field's.
 
     Args:
-        stages: to go through; the last one's problem is that of the image.
+        stages: to go through; the last one's problem is that of the image. When the run says that it is time to end,
+            those between are left out.
         prior: of the images, whose noise levels bound those of the stages.
         run: what may be drawn and spent; its samples are drawn for the same field.
         start: the field to begin with, theta `[function]`.
@@ -117,13 +119,19 @@ def blind_gauss_newton(stages: Sequence[Stage], prior: Prior, run: Run, start: T
     if not stages:
         raise ValueError("expected at least one stage to find the field in")
     planned = sum(stage.steps for stage in stages) + _IMAGE_STEPS
-    coefficients, misfits, draws = start, list[float](), start[None]
+    coefficients, misfits, stopped = start, list[float](), False
     for stage in stages:
+        last = stage is stages[-1]
+        if stopped and not last:
+            continue
         problem = stage.problem(coefficients).scaled_for(prior.convention, coefficients)
+        if stopped:  # only the image is left to be found
+            break
         before = len(misfits)
         going = replace(run, go_on=lambda done, _, before=before: run.go_on(before + done, planned))  # type: ignore[misc]
         image, coefficients, along = _walked(stage, problem, coefficients, prior, going)
         misfits += along
+        stopped = len(along) < stage.steps
         if stage is stages[0]:  # the cheapest
             draws = _draws(problem, image, coefficients, run)
     done = len(misfits)

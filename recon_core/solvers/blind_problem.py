@@ -90,10 +90,10 @@ class BlindProblem:
 
     @cached_property
     def density(self) -> Tensor:
-        """The diagonal of `F E^H E F^H` without a field: what each point of centred k-space is sampled, `[y, x]`.
+        """About the diagonal of `F E^H E F^H` without a field: how densely each point of k-space is sampled, `[y, x]`.
 
         After T. Chan (SIAM J Sci Stat Comput 9:766, 1988), with the half of the point spread function that fits the
-        grid.
+        grid: 15 to 35 % off where samples are dense in the centre, which is enough to make a system well conditioned.
         """
         shape = self.data_images.shape[-2:]
         point = torch.zeros_like(self.data_images[0])
