@@ -13,7 +13,7 @@ from torch.nn.functional import max_pool2d
 from gadgets.coil_maps import CoilMaps
 from gadgets.frame import Frame, Samples, SeriesImage
 from gadgets.gadget import Session
-from gadgets.imaging_model import encoding_of, encoding_with_field
+from gadgets.imaging_model import encoding_of, encoding_with_field, moment_of_the_centre
 from gadgets.prior_solver import PriorSolver, prior_property
 from gadgets.property import choice, integer, real
 from recon_core.field_basis import FieldBasis, halved, polynomial_basis, smooth_basis
@@ -35,6 +35,9 @@ OUTLINE = 0.1
 MARGIN_MM = 4.0
 """By which the field is looked for beyond the outline."""
 
+AT_THE_LIMIT = 0.002
+"""Part of the object whose field may be at the limit without a word."""
+
 LEAST_EARLY = 0.1
 """Part of the samples that a coarse stage is worth it for."""
 
@@ -49,7 +52,10 @@ class BlindSolver(PriorSolver):
     basis makes it likely.
 
     Coil maps that earlier gadgets made of the same spiral hold the blur of its centre; `recalibrations` makes them anew
-    with the field so far.
+    with the field so far, as CoilMaps does by default, and later gadgets get them.
+
+    The image has its phase at the moment when the centre of k-space is visited, not at the excitation, and its
+    deviation does not hold that of the field.
     """
 
     method = choice(
@@ -82,6 +88,10 @@ class BlindSolver(PriorSolver):
         return f"{self.method} with {self._provenance}, {fields} within {self.limit:g} Hz, {self.samples} samples"
 
     @property
+    def _draws(self) -> int:
+        return 1 if self.method == RED_DIFF else self.samples
+
+    @property
     def _polynomial(self) -> bool:
         return self.method == RED_DIFF or self.fields == POLYNOMIAL
 
@@ -102,19 +112,33 @@ class BlindSolver(PriorSolver):
         assert self._blind is not None
         for frame in frames:
             frame.field_map = self._blind.field_hz
+            frame.coil_maps = frame.coil_maps if self._coil_maps is None else self._coil_maps
+            frame.history += self._notes
             frame.history.append(f"BlindSolver: {_described(self._blind)}")
+        self._tell_of_the_limit(frames[0].label, self._blind.field_hz)
         return solved
+
+    def _tell_of_the_limit(self, label: str, field_hz: Tensor) -> None:
+        beyond = float((field_hz[self._mask].abs() > 0.99 * self.limit).double().mean())
+        if beyond > AT_THE_LIMIT:
+            self.session.tell(
+                f"{label}: the field is at the limit of {self.limit:g} Hz in {beyond:.1%} of the object, where it may "
+                "be larger; try a larger BlindSolver.limit"
+            )
 
     def _found(self, batch: Frame, kspace: Tensor, run: Run) -> tuple[Estimate, Tensor]:
         assert batch.coil_maps is not None
+        self._coil_maps: Tensor | None = None
+        self._notes: list[str] = []
         frame = replace(
             batch,
             samples=Samples(kspace[0], batch.samples.trajectory),
-            times=batch.times - _moment_of_the_centre(batch),
+            times=batch.times - moment_of_the_centre(batch),
             coil_maps=batch.coil_maps[0],
             field_map=None,
         )
         basis = self._basis(frame)
+        self._mask = basis.mask
         start = torch.zeros_like(basis.deviation_hz)
         if batch.field_map is not None:
             start = _fitted(basis, batch.field_map[0])
@@ -141,19 +165,35 @@ class BlindSolver(PriorSolver):
         return polynomial_basis(mask, self.order) if self._polynomial else smooth_basis(mask, fov_mm)
 
     def _stages(self, frame: Frame, basis: FieldBasis) -> list[Stage]:
-        whole = self._problem_of(frame, basis)
+        """From coarse to fine; where coil maps are made again, once before each fine stage."""
         half = _halved(frame)
         if half is None:
-            return [alone(lambda _: whole)]
-        first = self._problem_of(half, basis.halved)
-        if not self.recalibrations:
-            return [coarse(lambda _: first), fine(lambda _: whole)]
+            first = alone(lambda _: self._problem_of(frame, basis))
+        else:
+            early = self._problem_of(half, basis.halved)
+            first = coarse(lambda _: early)
 
         def again(coefficients: Tensor) -> BlindProblem:
-            known = replace(frame, field_map=whole.field(coefficients))
-            return self._problem_of(replace(frame, coil_maps=CoilMaps().maps(known)[0]), basis)
+            field = basis.field(coefficients).clamp(-self.limit, self.limit)
+            self._coil_maps, how = CoilMaps().maps(replace(frame, field_map=field))
+            self._notes.append(f"BlindSolver: coil maps made again, {how}")
+            return self._problem_of(replace(frame, coil_maps=self._coil_maps), basis)
 
-        return [coarse(lambda _: first), *(fine(again) for _ in range(self.recalibrations))]
+        if self._recalibrated(frame):
+            return [first, *(fine(again) for _ in range(self.recalibrations))]
+        return [first] if half is None else [first, fine(lambda _: self._problem_of(frame, basis))]
+
+    def _recalibrated(self, frame: Frame) -> bool:
+        """Whether coil maps are made again; says why not where that was asked for."""
+        if not self.recalibrations:
+            return False
+        if frame.calibration or len(frame.samples.kspace) == 1:
+            what = (
+                "a single coil" if len(frame.samples.kspace) == 1 else "calibration lines, which no field has blurred"
+            )
+            self._notes.append(f"BlindSolver: coil maps stay as they are, there is {what}")
+            return False
+        return True
 
     def _problem_of(self, frame: Frame, basis: FieldBasis) -> BlindProblem:
         assert frame.coil_maps is not None
@@ -175,12 +215,6 @@ def _fitted(basis: FieldBasis, field_map: Tensor) -> Tensor:
     if not torch.isfinite(field_map).all():
         raise ValueError("the field map holds values that are not finite")
     return basis.fit(field_map)
-
-
-def _moment_of_the_centre(frame: Frame) -> float:
-    """When the samples nearest to the centre of k-space are taken, mean over the shots, in the frame's times."""
-    nearest = frame.samples.trajectory.square().sum(0).argmin(-1, keepdim=True)
-    return float(frame.times.gather(-1, nearest).mean())
 
 
 def _halved(frame: Frame) -> Frame | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gadgets.frame import Frame, Samples
 from gadgets.gadget import COIL_MAPS, FRAMES, Gadget
+from gadgets.imaging_model import moment_of_the_centre
 from gadgets.property import choice, integer, real
 from recon_core.calibration.espirit import espirit
 from recon_core.calibration.low_resolution import NotFullySampledError, OffResonance, calibration_kspace
@@ -77,7 +78,8 @@ class CoilMaps(Gadget[Frame]):
             return even, "no signal, all coils alike"
         off_resonance = None
         if frame.field_map is not None and not frame.calibration:
-            off_resonance = OffResonance(frame.times, frame.field_map)
+            # What the field does until then is the same for all coils.
+            off_resonance = OffResonance(frame.times - moment_of_the_centre(frame), frame.field_map)
         centre = self._centre(samples, shape, off_resonance)
         size = centre.shape[1:]
         source = f"{' x '.join(map(str, size))} of the " + ("calibration lines" if frame.calibration else "samples")

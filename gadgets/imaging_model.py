@@ -69,6 +69,12 @@ def encoding_with_field(
     return session.cache.get(content_key("encoding", *scan, low_hz, high_hz, off_resonance_error), build)
 
 
+def moment_of_the_centre(frame: Frame) -> float:
+    """When the samples nearest to the centre of k-space are taken, mean over the shots, in the frame's times."""
+    nearest = frame.samples.trajectory.square().sum(0).argmin(-1, keepdim=True)
+    return float(frame.times.gather(-1, nearest).mean())
+
+
 def _range(field_map: Tensor) -> tuple[float, float]:
     """From the next multiple of the step below the field to the next above it."""
     if not torch.isfinite(field_map).all():

@@ -36,9 +36,9 @@ _OPEN = 0.03
 """What a denoised image leaves open of the image, standard deviation of a real channel."""
 
 _ERROR_PER_DEVIATION = 12.0
-"""Errors of fields in terms of what the linearised problem leaves open, on validation heads (benchmarks/RESULTS.md).
+"""Errors of smooth fields in terms of what the linearised problem leaves open after a coarse stage, on two heads.
 
-It counts the noise, but not that the steps end before they have gone all the way.
+It counts the noise, but not the errors of coil maps, and not that the steps end before they have gone all the way.
 """
 
 
@@ -137,7 +137,9 @@ def blind_gauss_newton(stages: Sequence[Stage], prior: Prior, run: Run, start: T
     done = len(misfits)
     rest = replace(run, go_on=lambda more, _: run.go_on(done + more, planned))
     found = decomposed_diffusion(problem.given(coefficients), prior, rest, steps=_IMAGE_STEPS)
-    deviation = _ERROR_PER_DEVIATION * problem.basis.field(draws).square().mean(0).sqrt()
+    basis = problem.basis
+    expected = (basis.deviation_hz.clamp_max(1e6)[:, None, None] * basis.functions).square().sum(0).sqrt()
+    deviation = (_ERROR_PER_DEVIATION * basis.field(draws).square().mean(0).sqrt()).minimum(expected)
     found = replace(found, steps=done + found.steps, planned=planned)
     return BlindEstimate(found, problem.unit, problem.field(coefficients), deviation, misfits)
 
