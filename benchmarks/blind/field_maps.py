@@ -11,6 +11,7 @@ beside FILE.md, so that a run which was interrupted, or whose minutes were over,
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import sys
 import time
@@ -112,7 +113,10 @@ def table(found: dict[str, list[Score]]) -> str:
     header = ["slices", "PSNR, dB", "SSIM", "NRMSE", "field, Hz", "weighted, Hz", "covered by 90 %", "seconds"]
     digits = (2, 3, 3, 1, 1, 2, 0)
     rows = {
-        method: [str(len(scores)), *(cell([s[i] for s in scores], d) for i, d in enumerate(digits))]
+        method: [
+            str(len(scores)),
+            *(cell([s[i] for s in scores if not math.isnan(s[i])], d) for i, d in enumerate(digits)),
+        ]
         for method, scores in found.items()
         if scores
     }
