@@ -85,7 +85,8 @@ class BlindSolver(PriorSolver):
     @property
     def _what(self) -> str:
         fields = f"polynomial fields of order {self.order}" if self._polynomial else "smooth fields"
-        return f"{self.method} with {self._provenance}, {fields} within {self.limit:g} Hz, {self.samples} samples"
+        drawn = f"{self._draws} sample{'s' * (self._draws > 1)}"
+        return f"{self.method} with {self._provenance}, {fields} within {self.limit:g} Hz, {drawn}"
 
     @property
     def _draws(self) -> int:

@@ -213,7 +213,7 @@ def test_red_diff_finds_a_polynomial(kspace):
     assert kinds(results) == ["image", "field_map", "frame"]
     *_, frame = results
     assert frame.history[0].startswith(
-        "BlindSolver: red_diff with head_unet, polynomial fields of order 3 within 100 Hz, 2 samples, 5 of 5 steps"
+        "BlindSolver: red_diff with head_unet, polynomial fields of order 3 within 100 Hz, 1 sample, 5 of 5 steps"
     )
     columns, field = monomials(MASK, 3), frame.field_map[MASK].double()
     assert field.square().mean().sqrt() > 1
@@ -247,6 +247,31 @@ def test_coil_maps_are_made_again_with_the_field_so_far(kspace, held, monkeypatc
     assert error(2) < 0.5 * without
     assert len(asked) == 2
     assert max(asked) < 1
+
+
+def test_later_gadgets_get_the_coil_maps_that_were_made_again(kspace, held):
+    frame = solved(scanned(kspace, FIELD_HZ), recalibrations=1)[-1]
+    expected, how = CoilMaps().maps(scanned(kspace, frame.field_map))
+    assert relative(frame.coil_maps - expected, expected) < 5e-3
+    assert frame.history[-2] == f"BlindSolver: coil maps made again, {how}"
+    assert "without their off-resonance" in how
+
+
+def test_coil_maps_of_calibration_lines_stay(kspace, held):
+    frame = scanned(kspace, FIELD_HZ)
+    frame.calibration = Samples(kspace.clone(), TRAJECTORY)
+    before = frame.coil_maps.clone()
+    assert "coil maps stay as they are" in solved(frame, recalibrations=2)[-1].history[-2]
+    assert torch.equal(frame.coil_maps, before)
+
+
+def test_a_field_at_the_limit_is_told(kspace, held):
+    opened = session(header(), cache=CACHE)
+    solved(scanned(kspace, FIELD_HZ), opened=opened, limit=20.0)
+    assert any("at the limit of 20 Hz" in told for told in opened.tell)
+    opened = session(header(), cache=CACHE)
+    solved(scanned(kspace, FIELD_HZ), opened=opened, limit=100.0)
+    assert not any("limit" in told for told in opened.tell)
 
 
 @pytest.mark.parametrize("coils", [1, 4])
