@@ -121,6 +121,7 @@ def test_few_iterations_lead_further_than_with_unknowns_of_equal_curvature(case)
     assert relative(found - truth, truth) < 0.5 * relative(plain[-6:] - truth, truth)
 
 
+@pytest.mark.slow
 def test_draws_have_the_covariance_of_the_dense_posterior(case, exact):
     """Of `exp(-|J d|^2 - pull |x|^2 - |theta|_P^2 / 2)`, image included."""
     count = 250
