@@ -99,9 +99,9 @@ def blind_gauss_newton(stages: Sequence[Stage], prior: Prior, run: Run, start: T
 
     At each noise level the prior denoises; image and field take one Gauss-Newton step together, towards the data and
     the denoised image (`Linearised`); then the image alone, with the new field, towards what the level allows; and
-    noise of the next level is added. In steps where the field moves, the denoised image has the weight that RED-diff
-    gives it (`red_diff`), far more than the level says: with as little, an image of many coils takes up nearly all that
-    the field leaves, and the field stays where it is.
+    noise of the next level is added. In steps where the field moves, the denoised image has half the weight that
+    RED-diff gives it (`red_diff`), far more than the level says: with as little, an image of many coils takes up nearly
+    all that the field leaves, and the field stays where it is.
 
     Once the field has come to rest, images are drawn with it by `decomposed_diffusion`; their deviation does not hold
     the field's.
