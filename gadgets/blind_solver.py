@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool2d
 
 from gadgets.coil_maps import CoilMaps
 from gadgets.frame import Frame, Samples, SeriesImage
@@ -17,7 +15,7 @@ from gadgets.imaging_model import encoding_of, encoding_with_field, moment_of_th
 from gadgets.prior_solver import PriorSolver, prior_property
 from gadgets.property import choice, integer, real
 from recon_core.field_basis import FieldBasis, halved, polynomial_basis, smooth_basis
-from recon_core.object_mask import object_mask
+from recon_core.object_mask import dilated, object_mask
 from recon_core.operators.linear_model import LinearModel
 from recon_core.solvers.blind_gauss_newton import Stage, alone, blind_gauss_newton, coarse, fine
 from recon_core.solvers.blind_problem import BlindEstimate, BlindProblem
@@ -159,7 +157,7 @@ class BlindSolver(PriorSolver):
         problem = LinearProblem.of(model, frame.samples.kspace)
         blurred = conjugate_gradient(problem.normal, problem.adjoint, iterations=10, tolerance=1e-2).image
         fov_mm = frame.space.encoded_fov_mm[1:]
-        mask = _dilated(
+        mask = dilated(
             object_mask(blurred.abs()[None], OUTLINE)[0],
             [MARGIN_MM * n / mm for n, mm in zip(blurred.shape, fov_mm, strict=True)],
         )
@@ -245,9 +243,3 @@ def _halved(frame: Frame) -> Frame | None:
         coil_maps=frame.coil_maps[:, pixels[0], pixels[1]].contiguous(),
         space=replace(frame.space, encoded_matrix=(1, sizes[0], sizes[1])),
     )
-
-
-def _dilated(mask: Tensor, radii: Sequence[float]) -> Tensor:
-    size = [2 * math.ceil(radius) + 1 for radius in radii]
-    grown = max_pool2d(mask.float()[None, None], size, 1, [n // 2 for n in size])
-    return grown[0, 0] > 0

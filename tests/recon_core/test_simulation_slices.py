@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from recon_core.object_mask import object_mask
+from recon_core.object_mask import dilated, object_mask
 from recon_core.simulation import fitted, smooth_phase
 
 
@@ -47,3 +47,11 @@ def test_the_phase_is_smooth_and_as_strong_as_asked():
         assert steps.abs().max() < 0.2
         spread = torch.stack([(p * p.mean().conj()).angle().std() for p in phases])
         assert 0.4 * radians < spread.mean() < 1.1 * radians
+
+
+def test_a_dilated_mask_is_wider_by_the_radius_of_each_axis_rounded_up():
+    mask = torch.zeros(9, 11, dtype=torch.bool)
+    mask[4, 5] = True
+    expected = torch.zeros_like(mask)
+    expected[3:6, 3:8] = True
+    assert torch.equal(dilated(mask, [0.6, 2.0]), expected)
