@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, TypeAlias
+from io import BufferedIOBase
+from typing import Any, TypeAlias, cast
 
 import ismrmrd
 import numpy as np
@@ -118,6 +119,115 @@ IMAGE_TYPES: dict[int, np.dtype[Any]] = {
 }
 
 
+class MessageReader:
+    """Messages from a stream of bytes: a socket's, or a journal's.
+
+    Args:
+        stream: the caller closes it.
+        patience: seconds after which reading from the stream times out, for the error that says so.
+    """
+
+    def __init__(self, stream: BufferedIOBase, patience: float | None = None) -> None:
+        self._stream = stream
+        self._patience = patience
+        self._readers: dict[int, Callable[[], Message]] = {
+            MessageId.CONFIG_FILE: self._read_config_file,
+            MessageId.CONFIG_TEXT: lambda: ConfigText(self._read_text("<I")),
+            MessageId.HEADER: lambda: HeaderText(self._read_text("<I")),
+            MessageId.CLOSE: Close,
+            MessageId.TEXT: lambda: Text(self._read_text("<I")),
+            MessageId.ERROR: lambda: ErrorText(self._read_text("<Q")),
+            MessageId.ACQUISITION: self._read_acquisition,
+            MessageId.WAVEFORM: self._read_waveform,
+            MessageId.IMAGE: self._read_image,
+        }
+
+    def read(self) -> Message:
+        """The next message.
+
+        Raises:
+            MalformedMessage: unknown id, absurd length, or a body that contradicts its header.
+            PeerVanished: the stream ended without a close message.
+            PeerIdle: the peer sent nothing for longer than the patience.
+        """
+        number = self._number("<H", "a message id")
+        reader = self._readers.get(number)
+        if reader is None:
+            known = ", ".join(f"{m.value} {m.name.lower()}" for m in MessageId)
+            raise MalformedMessage(f"message id {number} is not known here; expected one of {known}")
+        return reader()
+
+    def _fill(self, buffer: memoryview, what: str) -> None:
+        try:
+            got = 0
+            while got < len(buffer):
+                count = self._stream.readinto(buffer[got:])
+                if not count:
+                    raise PeerVanished(f"the connection ended after {got} of {len(buffer)} bytes of {what}")
+                got += count
+        except TimeoutError:
+            raise PeerIdle(f"nothing came for {self._patience:g} s while waiting for {what}") from None
+        except OSError as error:
+            raise PeerVanished(f"the connection broke while waiting for {what}: {error.strerror or error}") from error
+
+    def _read(self, count: int, what: str) -> bytearray:
+        body = bytearray(count)
+        self._fill(memoryview(body), what)
+        return body
+
+    def _number(self, layout: str, what: str) -> int:
+        value: int
+        (value,) = struct.unpack(layout, self._read(struct.calcsize(layout), what))
+        return value
+
+    def _read_config_file(self) -> ConfigFile:
+        return ConfigFile(_decode(bytes(self._read(CONFIG_FILE_BYTES, "a config file name")), "a config file name"))
+
+    def _read_text(self, layout: str) -> str:
+        length = self._number(layout, "a text length")
+        if length > LARGEST_TEXT:
+            raise MalformedMessage(f"a text of {length} bytes was announced; at most {LARGEST_TEXT} are taken")
+        return _decode(bytes(self._read(length, "a text")), "a text")
+
+    def _read_acquisition(self) -> ismrmrd.Acquisition:
+        head = AcquisitionHeader.from_buffer(self._read(ctypes.sizeof(AcquisitionHeader), "an acquisition header"))
+        if not head.number_of_samples or not head.active_channels:
+            size = f"{head.active_channels} channels x {head.number_of_samples} samples"
+            raise MalformedMessage(f"acquisition {head.scan_counter} announces {size}; expected at least 1 x 1")
+        what = f"acquisition {head.scan_counter}"
+        trajectory = self._read_array((head.number_of_samples, head.trajectory_dimensions), "<f4", what)
+        data = self._read_array((head.active_channels, head.number_of_samples), "<c8", what)
+        return ismrmrd.Acquisition(head, data=data, trajectory=trajectory)
+
+    def _read_waveform(self) -> ismrmrd.Waveform:
+        head = WaveformHeader.from_buffer(self._read(ctypes.sizeof(WaveformHeader), "a waveform header"))
+        data = self._read_array((head.channels, head.number_of_samples), "<u4", f"waveform {head.scan_counter}")
+        return ismrmrd.Waveform(head, data)
+
+    def _read_image(self) -> ismrmrd.Image:
+        head = ImageHeader.from_buffer(self._read(ctypes.sizeof(ImageHeader), "an image header"))
+        if head.data_type not in IMAGE_TYPES:
+            raise MalformedMessage(f"image {head.image_index} has data type {head.data_type}; expected 1 to 8")
+        attributes = self._read_text("<Q")
+        x, y, z = head.matrix_size
+        data = self._read_array((head.channels, z, y, x), IMAGE_TYPES[head.data_type], f"image {head.image_index}")
+        try:
+            image = ismrmrd.Image(head, attribute_string=attributes) if attributes else ismrmrd.Image(head)
+        except Exception as error:  # the package lets errors of three XML parsers through
+            raise MalformedMessage(f"image {head.image_index}: its attributes are not valid XML: {error}") from error
+        image.data[...] = data
+        return image
+
+    def _read_array(self, shape: tuple[int, ...], dtype: npt.DTypeLike, what: str) -> npt.NDArray[Any]:
+        kind = np.dtype(dtype)
+        size = int(np.prod(shape, dtype=object)) * kind.itemsize
+        if size > LARGEST_DATA:
+            raise MalformedMessage(f"{what} announces {size} bytes; at most {LARGEST_DATA} are taken")
+        array = np.empty(shape, kind)
+        self._fill(array.reshape(-1).view(np.uint8).data, what)
+        return array
+
+
 class Connection:
     """Messages over one connected socket. One thread may receive while others send.
 
@@ -133,33 +243,12 @@ class Connection:
         self._socket = sock
         self._patience = patience
         self._sending = threading.Lock()
-        self._stream = sock.makefile("rb", buffering=READ_BUFFER)
-        self._readers: dict[int, Callable[[], Message]] = {
-            MessageId.CONFIG_FILE: self._read_config_file,
-            MessageId.CONFIG_TEXT: lambda: ConfigText(self._read_text("<I")),
-            MessageId.HEADER: lambda: HeaderText(self._read_text("<I")),
-            MessageId.CLOSE: Close,
-            MessageId.TEXT: lambda: Text(self._read_text("<I")),
-            MessageId.ERROR: lambda: ErrorText(self._read_text("<Q")),
-            MessageId.ACQUISITION: self._read_acquisition,
-            MessageId.WAVEFORM: self._read_waveform,
-            MessageId.IMAGE: self._read_image,
-        }
+        self._stream = cast(BufferedIOBase, sock.makefile("rb", buffering=READ_BUFFER))
+        self._reader = MessageReader(self._stream, patience)
 
     def receive(self) -> Message:
-        """The next message.
-
-        Raises:
-            MalformedMessage: unknown id, absurd length, or a body that contradicts its header.
-            PeerVanished: the connection ended without a close message.
-            PeerIdle: the peer sent nothing for longer than the patience.
-        """
-        number = self._number("<H", "a message id")
-        reader = self._readers.get(number)
-        if reader is None:
-            known = ", ".join(f"{m.value} {m.name.lower()}" for m in MessageId)
-            raise MalformedMessage(f"message id {number} is not known here; expected one of {known}")
-        return reader()
+        """The next message; raises what `MessageReader.read` raises."""
+        return self._reader.read()
 
     def send(self, message: Message) -> None:
         """Sends one message.
@@ -227,7 +316,7 @@ class Connection:
         try:
             self.hang_up()
             self._socket.settimeout(seconds)
-            while self._stream.readinto(scrap) and time.monotonic() < deadline:  # type: ignore[attr-defined]
+            while self._stream.readinto(scrap) and time.monotonic() < deadline:
                 pass
         except OSError:
             return
@@ -257,76 +346,6 @@ class Connection:
             raise PeerIdle(f"the peer took no data for {self._patience:g} s") from None
         except OSError as error:
             raise PeerVanished(f"the peer is gone: {error.strerror or error}") from error
-
-    def _fill(self, buffer: memoryview, what: str) -> None:
-        try:
-            got = 0
-            while got < len(buffer):
-                count = self._stream.readinto(buffer[got:])  # type: ignore[attr-defined]
-                if not count:
-                    raise PeerVanished(f"the connection ended after {got} of {len(buffer)} bytes of {what}")
-                got += count
-        except TimeoutError:
-            raise PeerIdle(f"nothing came for {self._patience:g} s while waiting for {what}") from None
-        except OSError as error:
-            raise PeerVanished(f"the connection broke while waiting for {what}: {error.strerror or error}") from error
-
-    def _read(self, count: int, what: str) -> bytearray:
-        body = bytearray(count)
-        self._fill(memoryview(body), what)
-        return body
-
-    def _number(self, layout: str, what: str) -> int:
-        value: int
-        (value,) = struct.unpack(layout, self._read(struct.calcsize(layout), what))
-        return value
-
-    def _read_config_file(self) -> ConfigFile:
-        return ConfigFile(_decode(bytes(self._read(CONFIG_FILE_BYTES, "a config file name")), "a config file name"))
-
-    def _read_text(self, layout: str) -> str:
-        length = self._number(layout, "a text length")
-        if length > LARGEST_TEXT:
-            raise MalformedMessage(f"a text of {length} bytes was announced; at most {LARGEST_TEXT} are taken")
-        return _decode(bytes(self._read(length, "a text")), "a text")
-
-    def _read_acquisition(self) -> ismrmrd.Acquisition:
-        head = AcquisitionHeader.from_buffer(self._read(ctypes.sizeof(AcquisitionHeader), "an acquisition header"))
-        if not head.number_of_samples or not head.active_channels:
-            size = f"{head.active_channels} channels x {head.number_of_samples} samples"
-            raise MalformedMessage(f"acquisition {head.scan_counter} announces {size}; expected at least 1 x 1")
-        what = f"acquisition {head.scan_counter}"
-        trajectory = self._read_array((head.number_of_samples, head.trajectory_dimensions), "<f4", what)
-        data = self._read_array((head.active_channels, head.number_of_samples), "<c8", what)
-        return ismrmrd.Acquisition(head, data=data, trajectory=trajectory)
-
-    def _read_waveform(self) -> ismrmrd.Waveform:
-        head = WaveformHeader.from_buffer(self._read(ctypes.sizeof(WaveformHeader), "a waveform header"))
-        data = self._read_array((head.channels, head.number_of_samples), "<u4", f"waveform {head.scan_counter}")
-        return ismrmrd.Waveform(head, data)
-
-    def _read_image(self) -> ismrmrd.Image:
-        head = ImageHeader.from_buffer(self._read(ctypes.sizeof(ImageHeader), "an image header"))
-        if head.data_type not in IMAGE_TYPES:
-            raise MalformedMessage(f"image {head.image_index} has data type {head.data_type}; expected 1 to 8")
-        attributes = self._read_text("<Q")
-        x, y, z = head.matrix_size
-        data = self._read_array((head.channels, z, y, x), IMAGE_TYPES[head.data_type], f"image {head.image_index}")
-        try:
-            image = ismrmrd.Image(head, attribute_string=attributes) if attributes else ismrmrd.Image(head)
-        except Exception as error:  # the package lets errors of three XML parsers through
-            raise MalformedMessage(f"image {head.image_index}: its attributes are not valid XML: {error}") from error
-        image.data[...] = data
-        return image
-
-    def _read_array(self, shape: tuple[int, ...], dtype: npt.DTypeLike, what: str) -> npt.NDArray[Any]:
-        kind = np.dtype(dtype)
-        size = int(np.prod(shape, dtype=object)) * kind.itemsize
-        if size > LARGEST_DATA:
-            raise MalformedMessage(f"{what} announces {size} bytes; at most {LARGEST_DATA} are taken")
-        array = np.empty(shape, kind)
-        self._fill(array.reshape(-1).view(np.uint8).data, what)
-        return array
 
 
 def describe(message: Message) -> str:
