@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
@@ -42,6 +43,7 @@ class Session:
         history: what was decided for the whole session, one line each; ends up in the history of every frame.
         cache: of what is costly to build, by content; outlives the session where its site keeps one.
         require_client: raises when the client is gone; asked now and then by a gadget that computes for long.
+        turn: gives a context that is held while a gadget that takes frames computes: sessions share a device by turns.
         noise_known: whether frames hold noise of unit variance; false once prewhitening found no noise data.
     """
 
@@ -53,6 +55,7 @@ class Session:
     history: list[str] = field(default_factory=list)
     cache: ContentCache = field(default_factory=lambda: ContentCache(CACHE_BYTES))
     require_client: Callable[[], object] = lambda: None
+    turn: Callable[[], AbstractContextManager[object]] = nullcontext
     noise_known: bool = True
 
     def generator(self, *purpose: str | int) -> torch.Generator:

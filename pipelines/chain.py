@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,14 @@ class Chain:
         session: what they share.
         outputs: the MRD types that may leave.
 
+    Attributes:
+        timings: of each gadget.
+        taken: items that came in, by type name.
+        let_out: items that left, by type name.
+        frames: how many frames were made of what came in.
+        at: the gadget at work, on what, and since when on the clock of `time.monotonic`; None between gadgets. May be
+            read from another thread.
+
     Raises:
         GadgetError: a gadget refuses the session's header.
     """
@@ -52,6 +61,10 @@ class Chain:
         self._outputs = outputs
         self._held_back: Counter[str] = Counter()
         self.timings = [Timing(type(gadget).__name__) for gadget in gadgets]
+        self.taken: Counter[str] = Counter()
+        self.let_out: Counter[str] = Counter()
+        self.frames = 0
+        self.at: tuple[str, str, float] | None = None
         for gadget in gadgets:
             try:
                 gadget.open(session)
@@ -66,6 +79,7 @@ class Chain:
             WireError: the client is gone.
         """
         for item in items:
+            self.taken[type(item).__name__] += 1
             yield from self._push(item, 0)
         for stage, gadget in enumerate(self._gadgets):
             for item in self._timed(stage, gadget.finish, "the end of the stream"):
@@ -91,28 +105,40 @@ class Chain:
 
     def _let_out(self, item: object) -> Iterator[object]:
         if isinstance(item, self._outputs):
+            self.let_out[type(item).__name__] += 1
             yield item
         elif not isinstance(item, Frame):
             self._held_back[type(item).__name__] += 1
 
-    def _timed(self, stage: int, start: Any, what: str) -> Iterator[object]:
-        """The items of a gadget's generator; the clock runs only while the gadget does."""
-        gadget, timing = self._gadgets[stage], self.timings[stage]
+    def _timed(self, stage: int, start: Callable[[], Iterator[object]], what: str) -> Iterator[object]:
+        """The items of a gadget's generator; its clock runs, and it has its turn at the device, only while it works."""
+        gadget = self._gadgets[stage]
+        works_on_frames = gadget.takes is Frame
+        turn = self._session.turn if works_on_frames else nullcontext
         results: Iterator[object] | None = None
         while True:
-            began = time.perf_counter()
-            try:
-                results = start() if results is None else results
-                result = next(results)
-            except StopIteration:
-                return
-            except WireError:  # the client's doing, met while the gadget told it something
-                raise
-            except Exception as error:
-                raise _failure(gadget, what, error) from error
-            finally:
-                timing.seconds += time.perf_counter() - began
+            with turn(), self._clock(stage, what):
+                try:
+                    results = start() if results is None else results
+                    result = next(results)
+                except StopIteration:
+                    return
+                except WireError:  # the client's doing, met while the gadget told it something
+                    raise
+                except Exception as error:
+                    raise _failure(gadget, what, error) from error
+            self.frames += isinstance(result, Frame) and not works_on_frames
             yield result
+
+    @contextmanager
+    def _clock(self, stage: int, what: str) -> Iterator[None]:
+        timing, began = self.timings[stage], time.perf_counter()
+        self.at = timing.gadget, what, time.monotonic()
+        try:
+            yield
+        finally:
+            self.at = None
+            timing.seconds += time.perf_counter() - began
 
 
 def describe(item: object) -> str:

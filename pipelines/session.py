@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,6 +75,7 @@ def open_chain(
     site: Site,
     tell: Callable[[str], None],
     require_client: Callable[[], object] = lambda: None,
+    turn: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Chain:
     """A chain for one session.
 
@@ -83,6 +85,7 @@ def open_chain(
         site: of this machine.
         tell: takes what gadgets say to the person at the client.
         require_client: raises when the client is gone.
+        turn: how sessions share the device; see `Session`.
 
     Raises:
         PipelineError: the definition cannot run.
@@ -97,6 +100,7 @@ def open_chain(
         tell=tell,
         cache=site.cache,
         require_client=require_client,
+        turn=turn,
     )
     log.info("pipeline %s on %s, seed %d", definition.name, session.device, session.seed)
     return Chain(gadgets, session, definition.outputs)

@@ -1,9 +1,11 @@
 import time
+from contextlib import contextmanager
 
 import ismrmrd
 import pytest
+import torch
 
-from gadgets.frame import Frame
+from gadgets.frame import Frame, Samples, Space
 from gadgets.gadget import Gadget, Session
 from pipelines.chain import Chain
 from pipelines.errors import GadgetError, PeerVanished
@@ -113,3 +115,74 @@ def test_a_client_that_is_gone_is_not_the_fault_of_the_gadget_that_meets_it():
 def test_unknown_properties_are_refused():
     with pytest.raises(TypeError, match="Double has no property speed"):
         Double(speed=3)
+
+
+class Frames(Gadget[ismrmrd.Acquisition]):
+    """Makes a frame of each acquisition."""
+
+    takes = ismrmrd.Acquisition
+
+    def take(self, item):
+        yield frame(item)
+
+
+class Watched(Gadget[Frame]):
+    """Writes down what the chain is at, and lets each frame pass and an image leave."""
+
+    takes = Frame
+
+    def __init__(self, seen):
+        self.seen = seen
+
+    def take(self, item):
+        self.seen.append(self.chain.at)
+        yield ismrmrd.Image()
+        yield item
+
+
+def frame(reference: ismrmrd.Acquisition) -> Frame:
+    space = Space((1, 4, 4), (1.0, 4.0, 4.0), (1, 4, 4), (1.0, 4.0, 4.0))
+    return Frame(Samples(torch.zeros(1, 1, 4), torch.zeros(2, 1, 4)), torch.zeros(1, 4), space, reference.getHead())
+
+
+def test_a_chain_counts_what_came_what_became_a_frame_and_what_left():
+    running = chain(Frames(), Watched([]), Watched([]))
+    for gadget in running._gadgets[1:]:
+        gadget.chain = running
+    list(running.run([acquisition(0), acquisition(1)]))
+    assert running.taken == {"Acquisition": 2}
+    assert running.frames == 2
+    assert running.let_out == {"Image": 4}
+
+
+def test_a_chain_says_which_gadget_is_at_work_on_what_and_since_when():
+    watched = Watched([])
+    watched.chain = running = chain(Frames(), watched)
+    began = time.monotonic()
+    for _ in running.run([acquisition(0)]):
+        assert running.at is None
+    ((gadget, what, since),) = watched.seen
+    assert (gadget, what) == ("Watched", frame(acquisition(0)).label)
+    assert began <= since <= time.monotonic()
+
+
+def test_gadgets_that_take_frames_compute_in_their_turn_and_nothing_is_sent_in_it():
+    held = []
+
+    @contextmanager
+    def turn():
+        held.append(True)
+        yield
+        held.pop()
+
+    class Asks(Gadget[Frame]):
+        takes = Frame
+
+        def take(self, item):
+            assert held
+            yield ismrmrd.Image()
+            assert held
+
+    session = Session(read_header(HEADER_XML), turn=turn)
+    for _ in Chain([Frames(), Asks()], session).run([acquisition(0)]):
+        assert not held
