@@ -32,6 +32,11 @@ class ItemBuffer:
         self._error: Exception | None = None
         self._changed = threading.Condition()
 
+    @property
+    def held(self) -> int:
+        """Bytes held now."""
+        return self._held
+
     def put(self, item: object) -> None:
         """Adds an item; waits while the buffer is full."""
         size = _size(item)

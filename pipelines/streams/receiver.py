@@ -30,6 +30,11 @@ class Receiver:
         self._thread: threading.Thread | None = None
         self._vanished: PeerVanished | None = None
 
+    @property
+    def held_bytes(self) -> int:
+        """Sample data that wait to be taken."""
+        return self._buffer.held
+
     def following(self, first: Message) -> Iterator[object]:
         """The data messages from `first` on, up to the close.
 
