@@ -94,8 +94,8 @@ class BlindSolver(PriorSolver):
     def _polynomial(self) -> bool:
         return self.method == RED_DIFF or self.fields == POLYNOMIAL
 
-    def _release(self) -> Iterator[object]:
-        for item in super()._release():
+    def _results(self, frames: Sequence[Frame]) -> Iterator[object]:
+        for item in super()._results(frames):
             yield item
             if isinstance(item, SeriesImage) and item.kind == "image" and self._blind is not None:
                 yield SeriesImage("field_map", self._blind.field_hz, item.frame)

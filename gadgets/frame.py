@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import ismrmrd
 import torch
@@ -56,6 +57,10 @@ class Samples:
     kspace: Tensor
     trajectory: Tensor
 
+    def on(self, device: torch.device) -> Samples:
+        """The same on another device."""
+        return Samples(self.kspace.to(device), self.trajectory.to(device))
+
 
 @dataclass(eq=False)
 class Frame:
@@ -97,21 +102,18 @@ class Frame:
         rare = "".join(f", {name} {getattr(idx, name)}" for name in ("set", "phase") if getattr(idx, name))
         return f"slice {idx.slice}, contrast {idx.contrast}, repetition {idx.repetition}{rare}"
 
+    @property
+    def device(self) -> torch.device:
+        """Where its samples are."""
+        return self.samples.kspace.device
+
     def on(self, device: torch.device) -> Frame:
-        """The same frame with its samples and its field map on another device."""
-
-        def move(samples: Samples) -> Samples:
-            return Samples(samples.kspace.to(device), samples.trajectory.to(device))
-
-        calibration = None if self.calibration is None else move(self.calibration)
-        field_map = None if self.field_map is None else self.field_map.to(device)
-        return replace(
-            self,
-            samples=move(self.samples),
-            times=self.times.to(device),
-            calibration=calibration,
-            field_map=field_map,
-        )
+        """The same frame with all that it holds on another device."""
+        tensors: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        calibration = self.calibration and self.calibration.on(device)
+        return replace(self, samples=self.samples.on(device), calibration=calibration, **tensors)
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,8 +39,8 @@ class JointSolver(PriorSolver):
     def _what(self) -> str:
         return f"image and coil maps with {self._provenance}, {self.samples} samples, smoothness {self.smoothness:g}"
 
-    def _release(self) -> Iterator[object]:
-        for item in super()._release():
+    def _results(self, frames: Sequence[Frame]) -> Iterator[object]:
+        for item in super()._results(frames):
             if isinstance(item, Frame):
                 assert item.coil_maps is not None
                 for coil_map in item.coil_maps:

@@ -14,6 +14,7 @@ from torch import Tensor
 from gadgets.frame import Frame, Samples, SeriesImage
 from gadgets.gadget import COIL_MAPS, FRAMES, IMAGE, WHITENED, Gadget, Session
 from gadgets.imaging_model import model_of
+from gadgets.memory import begun, taken_on_the_cpu
 from gadgets.property import integer, real
 from recon_core.calibration.outer_noise import outer_noise
 from recon_core.operators.linear_model import LinearModel
@@ -115,8 +116,28 @@ class Solver(Gadget[Frame]):
 
     def _release(self) -> Iterator[object]:
         frames, self._held = self._held, []
-        if not frames:
-            return
+        if frames:
+            yield from self._fitting(frames)
+
+    def _fitting(self, frames: Sequence[Frame]) -> Iterator[object]:
+        """Results of a batch; in halves, or of one frame on the CPU, where the GPU's memory does not suffice."""
+        untouched = [replace(frame, history=[*frame.history]) for frame in frames]
+        results = begun(self._results(frames), frames[0].device)
+        if results is not None:
+            yield from results
+        elif len(frames) == 1:
+            yield from taken_on_the_cpu(self, *untouched)
+        else:
+            name, half = type(self).__name__, math.ceil(len(frames) / 2)
+            memory = f"the GPU's memory did not suffice for {len(frames)} slices at once"
+            self.session.tell(f"{_named(frames)}: {name} continues with half of them, since {memory}")
+            for frame in untouched:
+                frame.history.append(f"{name}: {memory}")
+            yield from self._fitting(untouched[:half])
+            yield from self._fitting(untouched[half:])
+
+    def _results(self, frames: Sequence[Frame]) -> Iterator[object]:
+        """Image, deviation if there is one, and frame, of each frame of a batch."""
         images, deviations = self._solved(frames) if _has_signal(frames[0]) else self._nothing(frames[0])
         for index, frame in enumerate(frames):
             log.info("%s: %s", frame.label, frame.history[-1])
@@ -130,8 +151,7 @@ class Solver(Gadget[Frame]):
         """Images and deviations `[slice, y, x]` in physical units."""
         noise = self._noise(frames)
         batch = _joined(frames)
-        name = frames[0].label + (f" and {len(frames) - 1} more" if len(frames) > 1 else "")
-        progress = _Progress(self.session, name, self.time_budget or math.inf)
+        progress = _Progress(self.session, _named(frames), self.time_budget or math.inf)
         run = Run(self.session.generator(*_identity(frames[0])), self._draws, progress)
         estimate, unit = self._found(batch, batch.samples.kspace / noise[:, None, None, None], run)
         how = f"{self._what}, {estimate.steps} of {estimate.planned} steps in {progress.seconds:.2f} s"
@@ -205,6 +225,10 @@ class _Progress:
     def seconds(self) -> float:
         """Since the first step."""
         return time.monotonic() - self._began
+
+
+def _named(frames: Sequence[Frame]) -> str:
+    return frames[0].label + (f" and {len(frames) - 1} more" if len(frames) > 1 else "")
 
 
 def _has_signal(frame: Frame) -> bool:
