@@ -16,8 +16,7 @@ from pipelines.commands.serve import serve
 from pipelines.commands.simulate import simulate_command
 from pipelines.commands.train import train_command
 from pipelines.errors import SpinstreamError
-
-log = logging.getLogger("spinstream")
+from pipelines.logs import configure
 
 
 class _Commands(click.Group):
@@ -35,9 +34,7 @@ class _Commands(click.Group):
 @click.option("-v", "--verbose", is_flag=True, help="Log what each gadget does.")
 def main(verbose: bool) -> None:
     """MRI reconstruction at the scanner: raw MRD data stream in, images stream out."""
-    level = logging.DEBUG if verbose else logging.INFO
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING, force=True)
-    log.setLevel(level)
+    configure(logging.DEBUG if verbose else logging.INFO)
 
 
 for command in (
