@@ -16,6 +16,7 @@ from lxml import etree
 
 from gadgets.gadget import ACQUISITIONS, IMAGE, Gadget
 from gadgets.property import Property, PropertyError
+from pipelines.bounds import BOUNDS, Bounds
 from pipelines.errors import PipelineError
 from pipelines.registry import Registry, nearest
 from pipelines.safe_xml import XmlError, parse_xml
@@ -65,17 +66,19 @@ class Definition:
     stages: tuple[Stage, ...]
     outputs: tuple[type, ...] = ALL_OUTPUTS
 
-    def override(self, values: Mapping[str, str], place: str, local: bool) -> Definition:
+    def override(self, values: Mapping[str, str], place: str, local: bool, bounds: Bounds = BOUNDS) -> Definition:
         """The same pipeline with properties set from "gadget.property" to text.
 
         Args:
             values: by "gadget.property".
             place: who says so, for messages.
             local: whether this machine's own user says so; the network may not set paths.
+            bounds: of the number of values.
 
         Raises:
-            PipelineError: a key names no gadget of this pipeline.
+            PipelineError: a key names no gadget of this pipeline, or they are too many.
         """
+        _require_few(len(values), bounds.properties, "properties", place)
         return replace(self, stages=_overridden(self, values, place, local))
 
     def build(self, registry: Registry) -> list[Gadget[Any]]:
@@ -109,25 +112,26 @@ def load_definition(path: Path) -> Definition:
     return parse_definition(raw, path.name, local=True)
 
 
-def parse_definition(raw: bytes, name: str, local: bool) -> Definition:
+def parse_definition(raw: bytes, name: str, local: bool, bounds: Bounds = BOUNDS) -> Definition:
     """Reads a definition from XML text.
 
     Args:
         raw: a Gadgetron v2 configuration.
         name: what to call it in messages.
         local: whether it is this machine's own; one from the network may not set paths.
+        bounds: of its size.
 
     Raises:
-        PipelineError: it is not XML, not a v2 configuration, or has no external node of ours.
+        PipelineError: it is not XML, not a v2 configuration, has no external node of ours, or is beyond the bounds.
     """
-    root = _parse(raw, name)
+    root = _parse(raw, name, bounds)
     if root.tag != "configuration":
         raise PipelineError(f"{name}:{root.sourceline}: expected the root <configuration>, got <{root.tag}>")
     version = root.findtext("version")
     if version is None or version.strip() != "2":
         raise PipelineError(f"{name}:{root.sourceline}: expected <version>2</version>, got {version or 'none'}")
     inner = _external_configuration(root, name)
-    return Definition(Path(name).stem, _description(root), _stages(inner, name, local), _outputs(root, name))
+    return Definition(Path(name).stem, _description(root), _stages(inner, name, local, bounds), _outputs(root, name))
 
 
 def parse_child_configuration(raw: bytes) -> Definition:
@@ -136,8 +140,8 @@ def parse_child_configuration(raw: bytes) -> Definition:
     Raises:
         PipelineError: it is not a list of our gadgets.
     """
-    root = _parse(raw, "<external>")
-    return Definition("gadgetron", "", _stages(root, "<external>", local=True))
+    root = _parse(raw, "<external>", BOUNDS)
+    return Definition("gadgetron", "", _stages(root, "<external>", local=True, bounds=BOUNDS))
 
 
 def available_definitions(folders: Iterable[Path]) -> dict[str, Path]:
@@ -166,9 +170,9 @@ def find_definition(name: str, folders: Iterable[Path]) -> Definition:
     return load_definition(known[stem])
 
 
-def _parse(raw: bytes, name: str) -> etree._Element:
+def _parse(raw: bytes, name: str, bounds: Bounds) -> etree._Element:
     try:
-        return parse_xml(raw)
+        return parse_xml(raw, bounds.xml_bytes)
     except XmlError as error:
         raise PipelineError(f"{name}:{error.line}: {error}") from None
 
@@ -226,11 +230,19 @@ def _output(writer: etree._Element, place: str) -> type:
     return WRITERS[kind]
 
 
-def _stages(configuration: etree._Element, name: str, local: bool) -> tuple[Stage, ...]:
-    stages = tuple(_stage(node, name, local) for node in _elements(configuration))
-    if not stages:
-        raise PipelineError(f"{name}:{configuration.sourceline}: <configuration> lists no gadgets")
-    return stages
+def _stages(configuration: etree._Element, name: str, local: bool, bounds: Bounds) -> tuple[Stage, ...]:
+    place = f"{name}:{configuration.sourceline}"
+    nodes = _elements(configuration)
+    if not nodes:
+        raise PipelineError(f"{place}: <configuration> lists no gadgets")
+    _require_few(len(nodes), bounds.gadgets, "gadgets", place)
+    _require_few(sum(map(len, nodes)), bounds.properties, "properties", place)
+    return tuple(_stage(node, name, local) for node in nodes)
+
+
+def _require_few(count: int, most: int, what: str, place: str) -> None:
+    if count > most:
+        raise PipelineError(f"{place}: expected at most {most} {what}, got {count}")
 
 
 def _stage(node: etree._Element, name: str, local: bool) -> Stage:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import select
 import socket
 import struct
@@ -26,7 +27,9 @@ from ismrmrd.acquisition import AcquisitionHeader
 from ismrmrd.image import ImageHeader
 from ismrmrd.waveform import WaveformHeader
 
+from pipelines.bounds import BOUNDS, MEBIBYTE, Bounds
 from pipelines.errors import MalformedMessage, PeerIdle, PeerVanished
+from pipelines.safe_xml import parse_xml
 
 
 class MessageId(IntEnum):
@@ -101,10 +104,10 @@ ERROR = "error: "
 LOGGING = ("DEBUG ", "INFO ", "WARNING ")
 
 CONFIG_FILE_BYTES = 1024
-MEBIBYTE = 1 << 20
-LARGEST_TEXT = 64 * MEBIBYTE
-LARGEST_DATA = 4096 * MEBIBYTE
 READ_BUFFER = MEBIBYTE // 4
+
+AT_ONCE = 16 * MEBIBYTE
+"""Memory that is taken for a message before any of its bytes have come; beyond, no more than has come already."""
 
 # The `ismrmrd` package maps the 4-byte integer type to the platform's int, which is not what stands on the wire.
 IMAGE_TYPES: dict[int, np.dtype[Any]] = {
@@ -125,11 +128,13 @@ class MessageReader:
     Args:
         stream: the caller closes it.
         patience: seconds after which reading from the stream times out, for the error that says so.
+        bounds: of what a message may announce.
     """
 
-    def __init__(self, stream: BufferedIOBase, patience: float | None = None) -> None:
+    def __init__(self, stream: BufferedIOBase, patience: float | None = None, bounds: Bounds = BOUNDS) -> None:
         self._stream = stream
         self._patience = patience
+        self._bounds = bounds
         self._readers: dict[int, Callable[[], Message]] = {
             MessageId.CONFIG_FILE: self._read_config_file,
             MessageId.CONFIG_TEXT: lambda: ConfigText(self._read_text("<I")),
@@ -157,23 +162,27 @@ class MessageReader:
             raise MalformedMessage(f"message id {number} is not known here; expected one of {known}")
         return reader()
 
-    def _fill(self, buffer: memoryview, what: str) -> None:
+    def _read(self, count: int, what: str) -> bytearray:
+        body, got = bytearray(min(count, AT_ONCE)), 0
+        while got < count:
+            body += bytes(min(count, 2 * got) - len(body)) if got else b""
+            with memoryview(body) as view:
+                self._fill(view, got, count, what)
+            got = len(body)
+        return body
+
+    def _fill(self, buffer: memoryview, got: int, count: int, what: str) -> None:
+        """Reads from byte `got` to the end of the buffer, which may be less than the `count` bytes of the whole."""
         try:
-            got = 0
             while got < len(buffer):
-                count = self._stream.readinto(buffer[got:])
-                if not count:
-                    raise PeerVanished(f"the connection ended after {got} of {len(buffer)} bytes of {what}")
-                got += count
+                read = self._stream.readinto(buffer[got:])
+                if not read:
+                    raise PeerVanished(f"the connection ended after {got} of {count} bytes of {what}")
+                got += read
         except TimeoutError:
             raise PeerIdle(f"nothing came for {self._patience:g} s while waiting for {what}") from None
         except OSError as error:
             raise PeerVanished(f"the connection broke while waiting for {what}: {error.strerror or error}") from error
-
-    def _read(self, count: int, what: str) -> bytearray:
-        body = bytearray(count)
-        self._fill(memoryview(body), what)
-        return body
 
     def _number(self, layout: str, what: str) -> int:
         value: int
@@ -185,8 +194,10 @@ class MessageReader:
 
     def _read_text(self, layout: str) -> str:
         length = self._number(layout, "a text length")
-        if length > LARGEST_TEXT:
-            raise MalformedMessage(f"a text of {length} bytes was announced; at most {LARGEST_TEXT} are taken")
+        if length > self._bounds.text_bytes:
+            raise MalformedMessage(
+                f"a text of {length} bytes was announced; at most {self._bounds.text_bytes} are taken"
+            )
         return _decode(bytes(self._read(length, "a text")), "a text")
 
     def _read_acquisition(self) -> ismrmrd.Acquisition:
@@ -195,6 +206,9 @@ class MessageReader:
             size = f"{head.active_channels} channels x {head.number_of_samples} samples"
             raise MalformedMessage(f"acquisition {head.scan_counter} announces {size}; expected at least 1 x 1")
         what = f"acquisition {head.scan_counter}"
+        if head.active_channels > self._bounds.channels:
+            most = self._bounds.channels
+            raise MalformedMessage(f"{what} announces {head.active_channels} channels; at most {most} are taken")
         trajectory = self._read_array((head.number_of_samples, head.trajectory_dimensions), "<f4", what)
         data = self._read_array((head.active_channels, head.number_of_samples), "<c8", what)
         return ismrmrd.Acquisition(head, data=data, trajectory=trajectory)
@@ -212,6 +226,8 @@ class MessageReader:
         x, y, z = head.matrix_size
         data = self._read_array((head.channels, z, y, x), IMAGE_TYPES[head.data_type], f"image {head.image_index}")
         try:
+            if attributes:
+                parse_xml(attributes.encode(), self._bounds.text_bytes)  # the package's parsers expand entities
             image = ismrmrd.Image(head, attribute_string=attributes) if attributes else ismrmrd.Image(head)
         except Exception as error:  # the package lets errors of three XML parsers through
             raise MalformedMessage(f"image {head.image_index}: its attributes are not valid XML: {error}") from error
@@ -220,12 +236,10 @@ class MessageReader:
 
     def _read_array(self, shape: tuple[int, ...], dtype: npt.DTypeLike, what: str) -> npt.NDArray[Any]:
         kind = np.dtype(dtype)
-        size = int(np.prod(shape, dtype=object)) * kind.itemsize
-        if size > LARGEST_DATA:
-            raise MalformedMessage(f"{what} announces {size} bytes; at most {LARGEST_DATA} are taken")
-        array = np.empty(shape, kind)
-        self._fill(array.reshape(-1).view(np.uint8).data, what)
-        return array
+        size, most = math.prod(shape) * kind.itemsize, self._bounds.data_bytes
+        if size > most:
+            raise MalformedMessage(f"{what} announces {size} bytes; at most {most} are taken")
+        return np.ndarray(shape, kind, self._read(size, what))
 
 
 class Connection:
@@ -234,9 +248,10 @@ class Connection:
     Args:
         sock: connected; the caller closes it.
         patience: seconds that one read or write may wait for the peer; None waits for ever.
+        bounds: of what a message may announce.
     """
 
-    def __init__(self, sock: socket.socket, patience: float | None = None) -> None:
+    def __init__(self, sock: socket.socket, patience: float | None = None, bounds: Bounds = BOUNDS) -> None:
         sock.settimeout(patience)
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -244,7 +259,7 @@ class Connection:
         self._patience = patience
         self._sending = threading.Lock()
         self._stream = cast(BufferedIOBase, sock.makefile("rb", buffering=READ_BUFFER))
-        self._reader = MessageReader(self._stream, patience)
+        self._reader = MessageReader(self._stream, patience, bounds)
 
     def receive(self) -> Message:
         """The next message; raises what `MessageReader.read` raises."""

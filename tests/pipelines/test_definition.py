@@ -5,6 +5,7 @@ import pytest
 
 from gadgets.gadget import Gadget
 from gadgets.property import choice, flag, integer, path, real
+from pipelines.bounds import Bounds
 from pipelines.definition import DEFINITIONS, available_definitions, find_definition, load_definition, parse_definition
 from pipelines.errors import PipelineError
 from pipelines.registry import installed_gadgets
@@ -225,3 +226,72 @@ def test_writers_say_what_may_leave():
     assert len(parse_definition(configuration("Solve").encode(), "test.xml", local=True).outputs) == 3
     with pytest.raises(PipelineError, match="no writer is called 'ImageWritre'; did you mean 'ImageWriter'"):
         parse_definition(one.replace("ImageWriter", "ImageWritre").encode(), "test.xml", local=True)
+
+
+def test_the_sizes_of_a_pipeline_have_bounds():
+    five = configuration(*["Solve"] * 5).encode()
+    with pytest.raises(PipelineError, match="test.xml:3: expected at most 4 gadgets, got 5"):
+        parse_definition(five, "test.xml", local=False, bounds=Bounds(gadgets=4))
+    with pytest.raises(PipelineError, match="test.xml:1: expected at most 9 bytes of XML"):
+        parse_definition(five, "test.xml", local=False, bounds=Bounds(xml_bytes=9))
+    many = pipeline("\n".join(f'<property name="p{i}" value="1"/>' for i in range(8)))
+    with pytest.raises(PipelineError, match="test.xml:3: expected at most 7 properties, got 8"):
+        parse_definition(many, "test.xml", local=False, bounds=Bounds(properties=7))
+
+
+def test_parameters_of_a_client_are_no_more_than_a_pipeline_takes():
+    """Each makes a setting: without a bound, one message would keep the server busy for hours."""
+    definition = parse_definition(configuration("Solve").encode(), "test.xml", local=False)
+    with pytest.raises(PipelineError, match="parameters: expected at most 1024 properties, got 1025"):
+        definition.override({f"Solve.p{i}": "1" for i in range(1025)}, "parameters", local=False)
+
+
+def test_xml_nests_only_so_deep():
+    with pytest.raises(PipelineError, match="not well-formed XML: Excessive depth"):
+        parse_definition(b"<configuration>" * 300, "test.xml", local=False)
+
+
+@pytest.mark.parametrize(
+    "name",
+    "../secret ../secret.xml definitions/../../secret {outside}/secret {outside}/secret.xml . .. / ~/secret * secret\0 "
+    "file:///etc/passwd ..\\secret preview/../../secret %2e%2e/secret".split(" "),
+)
+def test_a_configuration_name_leads_nowhere_but_to_the_configured_folders(tmp_path, name):
+    (tmp_path / "secret.xml").write_text(configuration("Solve"))
+    inside = tmp_path / "definitions"
+    inside.mkdir()
+    (inside / "preview.xml").write_text(configuration("Solve"))
+    with pytest.raises(PipelineError, match=r"no pipeline is called .*\(there are: preview\)"):
+        find_definition(name.format(outside=tmp_path), [inside])
+
+
+def paths_of_gadgets() -> list[tuple[str, str]]:
+    gadgets = installed_gadgets().items()
+    return [
+        (name, key) for name, gadget in gadgets for key, value in gadget.properties().items() if value.kind == "path"
+    ]
+
+
+def test_the_paths_that_gadgets_read_are_known():
+    """A property that names a file must be declared as a path, or the network could set it."""
+    assert set(paths_of_gadgets()) == {
+        *((solver, "prior") for solver in ("BlindSolver", "DiffusionSolver", "JointSolver")),
+        ("FieldMap", "file"),
+        ("NoisePrewhitening", "covariance"),
+    }
+    texts = [
+        (name, key) for name, g in installed_gadgets().items() for key, p in g.properties().items() if p.kind == "text"
+    ]
+    assert texts == [("FieldMap", "array")]  # a name inside that file
+
+
+@pytest.mark.parametrize(
+    "value", ["/etc/passwd", "map.npz", "~/map.npz", "ncsnv2:/tmp/weights", "../head_unet", "unet:x"]
+)
+@pytest.mark.parametrize(("gadget", "name"), paths_of_gadgets())
+def test_no_path_is_taken_from_the_network(gadget, name, value):
+    text = parse_definition(pipeline(f'<property name="{name}" value="{value}"/>', gadget), "text", local=False)
+    plain = parse_definition(configuration(gadget).encode(), "text", local=True)
+    for definition in (text, plain.override({f"{gadget}.{name}": value}, "parameters", local=False)):
+        with pytest.raises(PipelineError, match=f"{gadget}.{name}: a path can only be set in a pipeline file of this"):
+            definition.build(installed_gadgets())

@@ -2,21 +2,23 @@ import io
 import socket
 import struct
 import threading
+import tracemalloc
 
 import ismrmrd
 import numpy as np
 import pytest
 
+from pipelines.bounds import BOUNDS, MEBIBYTE, Bounds
 from pipelines.errors import MalformedMessage, PeerIdle, PeerVanished
 from pipelines.wire import (
     IMAGE_TYPES,
-    LARGEST_TEXT,
     Close,
     ConfigFile,
     ConfigText,
     Connection,
     ErrorText,
     HeaderText,
+    MessageReader,
     Text,
 )
 
@@ -179,7 +181,7 @@ def test_unknown_ids_are_named(number):
 @pytest.mark.parametrize(("number", "layout"), [(2, "<I"), (3, "<I"), (5, "<I"), (8, "<Q")])
 def test_absurd_text_lengths_are_refused_before_allocation(number, layout):
     with pytest.raises(MalformedMessage, match="bytes was announced"):
-        received(struct.pack("<H", number) + struct.pack(layout, LARGEST_TEXT + 1))
+        received(struct.pack("<H", number) + struct.pack(layout, BOUNDS.text_bytes + 1))
 
 
 def test_absurd_image_sizes_are_refused_before_allocation():
@@ -188,6 +190,53 @@ def test_absurd_image_sizes_are_refused_before_allocation():
     raw[offset : offset + 6] = struct.pack("<HHH", 65535, 65535, 65535)
     with pytest.raises(MalformedMessage, match="image 3 announces"):
         received(bytes(raw))
+
+
+@pytest.mark.parametrize(
+    ("message", "bounds", "refusal"),
+    [
+        (Text("12345"), Bounds(text_bytes=4), "a text of 5 bytes was announced; at most 4 are taken"),
+        (acquisition(7), Bounds(data_bytes=255), "acquisition 7 announces 256 bytes; at most 255 are taken"),
+        (acquisition(7), Bounds(channels=1), "acquisition 7 announces 2 channels; at most 1 are taken"),
+        (waveform(), Bounds(data_bytes=47), "waveform 0 announces 48 bytes; at most 47 are taken"),
+        (image(np.ones((1, 1, 2, 2))), Bounds(data_bytes=31), "image 3 announces 32 bytes; at most 31 are taken"),
+    ],
+)
+def test_what_a_message_may_announce_is_a_setting(message, bounds, refusal):
+    with pytest.raises(MalformedMessage, match=refusal):
+        MessageReader(io.BytesIO(sent(message)), bounds=bounds).read()
+
+
+def announced(kind: str) -> tuple[bytes, int]:
+    """The beginning of a message that announces several hundred MiB, and how many."""
+    if kind == "text":
+        return struct.pack("<HI", 5, 512 * MEBIBYTE), 512
+    head = acquisition(0).getHead()
+    head.active_channels, head.number_of_samples = 1024, 65535
+    return struct.pack("<H", 1008) + bytes(head), 512
+
+
+@pytest.mark.parametrize("kind", ["text", "acquisition"])
+def test_memory_is_taken_as_bytes_come_not_as_they_are_announced(kind, monkeypatch):
+    monkeypatch.setattr("pipelines.wire.AT_ONCE", MEBIBYTE)
+    start, size = announced(kind)
+    came = 3 * MEBIBYTE
+    reader = MessageReader(io.BytesIO(start + bytes(came)), bounds=Bounds(text_bytes=size * MEBIBYTE))
+    tracemalloc.start()
+    with pytest.raises(PeerVanished, match=f"the connection ended after {came} of 5[0-9]+ bytes"):
+        reader.read()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3 * came
+
+
+@pytest.mark.parametrize("at_once", [1, 100, 4096, 65536])
+def test_a_message_for_which_memory_grows_is_whole(at_once, monkeypatch):
+    monkeypatch.setattr("pipelines.wire.AT_ONCE", at_once)
+    item = acquisition(0, channels=8, samples=1000)
+    back = received(sent(item))
+    np.testing.assert_array_equal(back.data, item.data)
+    assert back.data.flags.writeable
 
 
 def test_unknown_image_types_are_refused():
@@ -215,6 +264,15 @@ def test_image_attributes_that_are_not_xml_are_refused():
     assert broken != raw
     with pytest.raises(MalformedMessage, match="attributes are not valid XML"):
         received(broken)
+
+
+def test_image_attributes_that_define_entities_are_refused():
+    """The package would expand them: ten lines can make gigabytes."""
+    raw = sent(image(np.ones((1, 1, 1, 1), np.float32)))
+    old, new = b"<?xml version='1.0' encoding='UTF-8'?>", b"<!DOCTYPE a [<!ENTITY b 'c'>]>"
+    assert old in raw
+    with pytest.raises(MalformedMessage, match="a document type declaration is not taken"):
+        received(raw.replace(old, new.ljust(len(old))))
 
 
 def test_a_silent_peer_is_idle(pair):
