@@ -253,8 +253,23 @@ def test_xml_nests_only_so_deep():
 
 @pytest.mark.parametrize(
     "name",
-    "../secret ../secret.xml definitions/../../secret {outside}/secret {outside}/secret.xml . .. / ~/secret * secret\0 "
-    "file:///etc/passwd ..\\secret preview/../../secret %2e%2e/secret".split(" "),
+    [
+        "../secret",
+        "../secret.xml",
+        "definitions/../../secret",
+        "{outside}/secret",
+        "{outside}/secret.xml",
+        ".",
+        "..",
+        "/",
+        "~/secret",
+        "*",
+        "secret\x00",
+        "file:///etc/passwd",
+        "..\\secret",
+        "preview/../../secret",
+        "%2e%2e/secret",
+    ],
 )
 def test_a_configuration_name_leads_nowhere_but_to_the_configured_folders(tmp_path, name):
     (tmp_path / "secret.xml").write_text(configuration("Solve"))
