@@ -13,9 +13,33 @@ import numpy as np
 from ismrmrd.waveform import WaveformHeader
 
 from pipelines.errors import FileError
+from pipelines.streams.journal import JournalFile
+from pipelines.wire import ConfigFile, ConfigText, MessageId
 
 # One HDF5 read per acquisition is some twenty times slower than one per block.
 BLOCK = 64
+
+
+def open_raw(path: Path, group: str = "dataset") -> RawFile | JournalFile:
+    """The raw data of an ISMRMRD .h5 file or of a journal; what is in the file decides.
+
+    Args:
+        path: of the file.
+        group: the measurement's group in an .h5 file; a journal has no groups.
+
+    Raises:
+        FileError: it is neither, or holds no raw data.
+    """
+    try:
+        with path.open("rb") as file:
+            number = int.from_bytes(file.read(2), "little")
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if number not in [*MessageId] or h5py.is_hdf5(path):
+        return RawFile(path, group)
+    if group != "dataset":
+        raise FileError(f"{path}: is a journal, which has no groups, so no {group!r} either")
+    return JournalFile(path)
 
 
 class RawFile:
@@ -24,6 +48,13 @@ class RawFile:
     Args:
         path: an ISMRMRD file.
         group: the measurement's group in it.
+
+    Attributes:
+        header_xml: the MRD header.
+        acquisitions: how many there are.
+        config: of a recording, which pipeline the client asked for.
+        parameters: of a recording, the text with which the client set properties.
+        dropped: of a recording, what is missing at its end, in words.
 
     Raises:
         FileError: not an HDF5 file, no such group, or no acquisitions or header in it.
@@ -39,6 +70,9 @@ class RawFile:
             self._group = self._measurement(group)
             self.header_xml = _text(self._group["xml"][0])
             self.acquisitions = len(self._group["data"])
+            self.config = self._config()
+            self.parameters = self._optional_text("parameters")
+            self.dropped = self._dropped()
         except (FileError, UnicodeDecodeError) as error:
             self._file.close()
             reason = (
@@ -77,6 +111,27 @@ class RawFile:
         if not {"head", "traj", "data"} <= set(fields):
             raise FileError(f"{self.path}: the dataset 'data' of group {name!r} holds no MRD acquisitions")
         return group
+
+    def _config(self) -> ConfigFile | ConfigText | None:
+        """As spinstream and python-ismrmrd-server keep it."""
+        name, xml = self._optional_text("config_file"), self._optional_text("config")
+        if name:
+            return ConfigFile(name)
+        return ConfigText(xml) if xml else None
+
+    def _dropped(self) -> str | None:
+        dropped = self._group.attrs.get("dropped")
+        return dropped if isinstance(dropped, str) else None
+
+    def _optional_text(self, name: str) -> str | None:
+        dataset = self._group.get(name)
+        if not isinstance(dataset, h5py.Dataset) or dataset.shape != (1,):
+            return None
+        try:
+            text = dataset[0].decode() if isinstance(dataset[0], bytes) else dataset[0]
+        except UnicodeDecodeError as error:
+            raise FileError(f"{self.path}: the text {name!r} is not UTF-8: {error}") from error
+        return text if isinstance(text, str) else None
 
     def _blocks(self, name: str, make: Callable[[np.void, int], ismrmrd.Acquisition]) -> Iterator[ismrmrd.Acquisition]:
         dataset = self._group[name]
