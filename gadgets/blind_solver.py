@@ -14,7 +14,8 @@ from gadgets.gadget import Session
 from gadgets.imaging_model import encoding_of, encoding_with_field, moment_of_the_centre
 from gadgets.prior_solver import PriorSolver, prior_property
 from gadgets.property import choice, integer, real
-from recon_core.field_basis import FieldBasis, halved, polynomial_basis, smooth_basis
+from recon_core.field_basis import FieldBasis, polynomial_basis, smooth_basis
+from recon_core.halved_grid import HalvedGrid
 from recon_core.object_mask import dilated, object_mask
 from recon_core.operators.linear_model import LinearModel
 from recon_core.solvers.blind_gauss_newton import Stage, alone, blind_gauss_newton, coarse, fine
@@ -35,9 +36,6 @@ MARGIN_MM = 4.0
 
 AT_THE_LIMIT = 0.002
 """Part of the object whose field may be at the limit without a word."""
-
-LEAST_EARLY = 0.1
-"""Part of the samples that a coarse stage is worth it for."""
 
 
 class BlindSolver(PriorSolver):
@@ -76,7 +74,17 @@ class BlindSolver(PriorSolver):
     slices_per_batch = integer(1, "slices that are solved at once: always one", low=1, high=1)
 
     def open(self, session: Session) -> None:
-        """Reads the prior."""
+        """Reads the prior.
+
+        Raises:
+            ValueError: a property is set that has no effect, or the prior cannot be read.
+        """
+        if self.method == RED_DIFF:
+            self.require_effect(f"with method {RED_DIFF}", "fields", "recalibrations")
+        else:
+            self.require_effect(f"with method {self.method}", "steps")
+        if not self._polynomial:
+            self.require_effect(f"with fields {self.fields}", "order")
         super().open(session)
         self._blind: BlindEstimate | None = None
 
@@ -217,29 +225,16 @@ def _fitted(basis: FieldBasis, field_map: Tensor) -> Tensor:
 
 
 def _halved(frame: Frame) -> Frame | None:
-    """The frame on pixels of twice the size, with those samples around the centre that lie on such a grid.
-
-    None where readouts hold few of them in a row.
-    """
-    assert frame.coil_maps is not None
-    shape = frame.space.shape
-    pixels = [halved(n) for n in shape]
-    sizes = [len(range(n)[p]) for n, p in zip(shape, pixels, strict=True)]
-    # The new field of view may be a pixel smaller or larger.
-    scale = torch.tensor([2 * few / n for few, n in zip(sizes, shape, strict=True)])
-    trajectory = frame.samples.trajectory * scale[:, None, None].to(frame.samples.trajectory)
-    largest = torch.tensor([few / 2 for few in sizes]).to(trajectory)[:, None, None]
-    inside = (trajectory.abs() < largest).all(0).all(0)
-    centre = int(trajectory.square().sum(0).mean(0).argmin())
-    outside = (~inside).nonzero().flatten()
-    first = int(outside[outside < centre].max()) + 1 if bool((outside < centre).any()) else 0
-    last = int(outside[outside > centre].min()) if bool((outside > centre).any()) else len(inside)
-    if not bool(inside[centre]) or last - first < LEAST_EARLY * len(inside):
+    """The frame on pixels of twice the size, with those samples that lie on such a grid; None where these are few."""
+    grid = HalvedGrid.of(frame.samples.trajectory, frame.space.shape)
+    if grid is None:
         return None
+    assert frame.coil_maps is not None
+    y, x = grid.pixels
     return replace(
         frame,
-        samples=Samples(frame.samples.kspace[..., first:last], trajectory[..., first:last].contiguous()),
-        times=frame.times[:, first:last].contiguous(),
-        coil_maps=frame.coil_maps[:, pixels[0], pixels[1]].contiguous(),
-        space=replace(frame.space, encoded_matrix=(1, sizes[0], sizes[1])),
+        samples=Samples(frame.samples.kspace[..., grid.readout], grid.trajectory),
+        times=frame.times[:, grid.readout].contiguous(),
+        coil_maps=frame.coil_maps[:, y, x].contiguous(),
+        space=replace(frame.space, encoded_matrix=(1, *grid.shape)),
     )

@@ -103,7 +103,12 @@ class FieldMap(Gadget[Frame]):
                 as many echoes as are needed.
         """
         super().open(session)
-        self._require_effect()
+        if self.source != AUTO:
+            self.require_effect(f"with source {self.source}", *OF_MAPS)
+        if self.source != ECHOES:
+            self.require_effect(f"with source {self.source}", *OF_ECHOES)
+        if self.file is None:
+            self.require_effect("without a file", *OF_FILES)
         self._map = self._found() if self.source == AUTO else None
         self._outside_told = False
         self._expected = announced_echoes(session.header)
@@ -146,17 +151,6 @@ class FieldMap(Gadget[Frame]):
             if self._measured:
                 self._store()
 
-    def _require_effect(self) -> None:
-        """Refuses properties that are set and would do nothing."""
-        idle = {
-            f"with source {self.source}": (*OF_MAPS * (self.source != AUTO), *OF_ECHOES * (self.source != ECHOES)),
-            "without a file": OF_FILES * (self.file is None),
-        }
-        for why, names in idle.items():
-            for name in names:
-                if getattr(self, name) != self.properties()[name].default:
-                    raise ValueError(f"the property {name} is set, but has no effect {why}")
-
     def _found(self) -> FieldMapFile | None:
         if self.file is not None:
             return FieldMapFile.load(self.file, self.array).scaled(self._to_hz())
@@ -166,7 +160,7 @@ class FieldMap(Gadget[Frame]):
                 return FieldMapFile.load(stored).named(f"measurement {measurement}")
             self.session.tell(
                 f"The field map of {measurement}, on which this measurement depends, is not stored here; without "
-                "another, images are not corrected for off-resonance."
+                "another, only a blind pipeline corrects for off-resonance."
             )
         log.debug("FieldMap: no map, frames pass unchanged")
         return None

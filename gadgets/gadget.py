@@ -102,6 +102,16 @@ class Gadget(Generic[ItemT]):
         """The first paragraph of the docstring as one line."""
         return " ".join((cls.__doc__ or "").strip().split("\n\n")[0].split())
 
+    def require_effect(self, circumstances: str, *names: str) -> None:
+        """Refuses properties that would do nothing in the circumstances, such as "without a file".
+
+        Raises:
+            ValueError: one of them has another value than by default.
+        """
+        for name in names:
+            if getattr(self, name) != self.properties()[name].default:
+                raise ValueError(f"the property {name} is set, but has no effect {circumstances}")
+
     def open(self, session: Session) -> None:
         """Called once, before any data, in the order of the chain. May replace `session.header`."""
         self.session = session

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gadgets import blind_solver
-from gadgets.blind_solver import BlindSolver, _halved
+from gadgets.blind_solver import BlindSolver
 from gadgets.coil_maps import CoilMaps
 from gadgets.frame import Frame, Samples, Space
 from gadgets.image_export import SERIES, ImageExport
@@ -22,7 +22,7 @@ from recon_core.cache import ContentCache
 from recon_core.field_basis import monomials
 from recon_core.simulation import exact_signal, head
 
-from analytic import complex_noise, direct_sum, positions, relative, ring_of_coils, spiral_trajectory
+from analytic import complex_noise, positions, relative, ring_of_coils, spiral_trajectory
 from phantom_scan import Phantom, cartesian
 from phantom_scan import head as phantom_head
 from scans import header, run, session
@@ -286,52 +286,18 @@ def test_cartesian_lines_are_solved_on_one_grid(short, coils):
     assert relative(results[0].data.abs() - truth, truth) < 0.2
 
 
-def frame_of(shape: tuple[int, int], trajectory: Tensor, image: Tensor) -> Frame:
-    """Maps are noise."""
-    ny, nx = shape
-    space = Space((1, ny, nx), (5.0, 200.0, 150.0), (1, ny, nx), (5.0, 200.0, 150.0))
-    samples = Samples(direct_sum(image, trajectory), trajectory)
-    times = torch.linspace(0, 0.01, trajectory.shape[-1]).repeat(trajectory.shape[1], 1)
-    frame = Frame(samples, times, space, ismrmrd.AcquisitionHeader())
-    frame.coil_maps = complex_noise(2, ny, nx)
-    return frame
-
-
-@pytest.mark.parametrize(("shape", "half"), [((32, 32), (16, 16)), ((33, 30), (17, 15)), ((34, 31), (17, 15))])
-def test_the_halved_frame_holds_the_same_signal_on_larger_pixels(shape, half):
-    """Of an image that is zero in all other pixels but those that are kept, and the one in the centre is."""
-    ny, nx = shape
-    trajectory = spiral_trajectory(1, 3, 401, turns=6).double() * torch.tensor(shape)[:, None, None]
-    y, x = (slice(n // 2 % 2, None, 2) for n in shape)
-    image = torch.zeros(2, ny, nx, dtype=torch.complex128)
-    image[:, y, x] = complex_noise(2, *half, dtype=torch.complex128)
-    frame = frame_of(shape, trajectory, image)
-    less = _halved(frame)
-    kept = less.samples.kspace.shape[-1]
-    assert less.space.shape == half
-    assert less.coil_maps.shape == (2, *half)
-    torch.testing.assert_close(less.coil_maps[:, half[0] // 2, half[1] // 2], frame.coil_maps[:, ny // 2, nx // 2])
-    assert torch.equal(less.times, frame.times[:, :kept])
-    signal = direct_sum(image[:, y, x], less.samples.trajectory) * math.sqrt(math.prod(half) / (ny * nx))
-    assert relative(less.samples.kspace - signal, signal) < 1e-5
-    # Half of k-space along either axis is what pixels of twice the size hold.
-    inside = (trajectory.abs() < torch.tensor(shape)[:, None, None] / 4).all(0).all(0)
-    assert bool(inside[:kept].all())
-    assert not bool(inside[kept])
-
-
-def test_samples_before_a_readout_reaches_the_centre_are_left_out():
-    """As where it spirals in and out again."""
-    outwards = spiral_trajectory(N, SHOTS, 200)
-    trajectory = torch.cat([outwards.flip(-1), -outwards], -1)
-    frame = frame_of((N, N), trajectory, torch.zeros(2, N, N))
-    less = _halved(frame)
-    first = int((frame.times[0] == less.times[0, 0]).nonzero())
-    kept = less.times.shape[1]
-    assert first > 50
-    assert first + kept < 350
-    torch.testing.assert_close(less.samples.trajectory, trajectory[..., first : first + kept])
-    assert float(trajectory[..., first : first + kept].abs().max()) < N / 4
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 5}, "steps is set, but has no effect with method gauss_newton"),
+        ({"order": 3}, "order is set, but has no effect with fields smooth"),
+        ({"method": "red_diff", "fields": "polynomial"}, "fields is set, but has no effect with method red_diff"),
+        ({"method": "red_diff", "recalibrations": 1}, "recalibrations is set, but has no effect with method red_diff"),
+    ],
+)
+def test_properties_without_effect_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        BlindSolver(**settings).open(session(header()))
 
 
 @pytest.mark.parametrize("name", ["blind_red_diff", "blind_joint"])
