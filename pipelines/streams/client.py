@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterable, Mapping
 
 import ismrmrd
 
 from pipelines.errors import PeerVanished, RemoteError, WireError
+from pipelines.streams.tls import wrapped
 from pipelines.wire import (
     ERROR,
     LOGGING,
@@ -40,6 +42,7 @@ def stream(
     on_note: Callable[[str], None],
     parameters: Mapping[str, str] | None = None,
     patience_s: float | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> None:
     """Sends a measurement and hands over what comes back, until both sides have closed.
 
@@ -52,13 +55,14 @@ def stream(
         on_note: takes what the server tells.
         parameters: properties to set, by "gadget.property".
         patience_s: seconds to wait for the server at any one time; None waits for ever.
+        tls: how to speak TLS, see `client_context`; None speaks plain.
 
     Raises:
         WireError: the server cannot be reached, vanished, closed before it had taken everything, or reported an error
             (all its texts are in the message).
         Exception: what `items` or `on_item` raise.
     """
-    with _connect(address) as sock, Connection(sock, patience_s) as connection:
+    with _connect(address, tls) as sock, Connection(sock, patience_s) as connection:
         sender = _Sender(connection, [config, HeaderText(header_xml), *_parameter_texts(parameters)], items)
         sender.start()
         failures: list[str] = []
@@ -78,11 +82,15 @@ def stream(
             raise PeerVanished("the server closed before it had taken all the data, and did not say why")
 
 
-def _connect(address: tuple[str, int]) -> socket.socket:
+def _connect(address: tuple[str, int], tls: ssl.SSLContext | None) -> socket.socket:
     try:
-        return socket.create_connection(address, CONNECT_SECONDS)
+        sock = socket.create_connection(address, CONNECT_SECONDS)
     except OSError as error:
         raise WireError(f"no server answers at {address[0]}:{address[1]}: {error.strerror or error}") from error
+    try:
+        return sock if tls is None else wrapped(sock, tls, address[0])
+    except WireError as error:
+        raise WireError(f"{address[0]}:{address[1]}: {error}") from error
 
 
 def _parameter_texts(parameters: Mapping[str, str] | None) -> list[Message]:
