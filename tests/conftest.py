@@ -10,7 +10,8 @@ import pytest
 
 from pipelines.registry import installed_gadgets
 from pipelines.session import Site
-from pipelines.streams.server import Limits, Server
+from pipelines.streams.limits import Limits
+from pipelines.streams.server import Server
 
 from mrd_items import REGISTRY
 

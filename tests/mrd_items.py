@@ -75,12 +75,19 @@ class Long(Gadget[ismrmrd.Acquisition]):
     """Computes for half a minute at each acquisition, as long as the client stays; yields it as it begins."""
 
     takes = ismrmrd.Acquisition
+    steps = 1500
 
     def take(self, item):
         yield item
-        for _ in range(1500):
+        for _ in range(self.steps):
             self.session.require_client()
             time.sleep(0.02)
+
+
+class Short(Long):
+    """Computes for a moment."""
+
+    steps = 15
 
 
 class Pass(Gadget[Frame]):
@@ -89,7 +96,7 @@ class Pass(Gadget[Frame]):
     takes = Frame
 
 
-REGISTRY = {"Count": Count, "Fail": Fail, "ToImage": ToImage, "Long": Long, "Pass": Pass}
+REGISTRY = {"Count": Count, "Fail": Fail, "ToImage": ToImage, "Long": Long, "Short": Short, "Pass": Pass}
 
 
 def configuration(*gadgets: str) -> str:

@@ -5,20 +5,29 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import click
 
-from pipelines.commands.options import DEVICES, EXISTING_FOLDER
+from pipelines.bounds import MEBIBYTE, Bounds
+from pipelines.commands.options import DEVICES, EXISTING_FILE, EXISTING_FOLDER, FOLDER
 from pipelines.definition import DEFINITIONS
 from pipelines.errors import SpinstreamError
+from pipelines.logs import configure
+from pipelines.recordings import Recordings
 from pipelines.session import Site
-from pipelines.streams.server import Limits, Server
+from pipelines.streams.limits import Limits
+from pipelines.streams.server import Server
+from pipelines.streams.tls import server_context, wrapped
 
 log = logging.getLogger("spinstream")
 
 GRACE_SECONDS = 5.0
+GIBIBYTE = 1 << 30
 
 
 @click.command()
@@ -31,30 +40,123 @@ GRACE_SECONDS = 5.0
 @click.option(
     "--patience", default=600.0, show_default=True, type=click.FloatRange(0.1), help="Seconds a client may be silent."
 )
-def serve(
-    host: str, port: int, device: str, seed: int, definitions: tuple[Path, ...], sessions: int, patience: float
-) -> None:
-    """Serve MRD clients (Gadgetron's protocol) until interrupted."""
-    site = Site(device=device, seed=seed, definitions=(DEFINITIONS, *definitions))
-    site.torch_device()
+@click.option("--record", type=FOLDER, help="Record here what clients send, before it is processed.")
+@click.option("--record-days", type=click.FloatRange(0, min_open=True), help="Remove recordings older than this.")
+@click.option("--record-gib", type=click.FloatRange(0, min_open=True), help="Remove the oldest recordings beyond this.")
+@click.option("--memory", type=click.FloatRange(0.1), metavar="GIB", help="Of each session's process [no limit].")
+@click.option(
+    "--buffer-mib", default=256, show_default=True, type=click.IntRange(1), help="Data that wait for gadgets."
+)
+@click.option(
+    "--message-mib", default=1024, show_default=True, type=click.IntRange(1), help="Largest readout or image."
+)
+@click.option(
+    "--frame-gib",
+    default=16.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Largest image of all channels on the encoded grid; a reconstruction takes several times as much.",
+)
+@click.option(
+    "--work-limit",
+    default=3600.0,
+    show_default=True,
+    type=click.FloatRange(1.0),
+    help="Seconds that a gadget may be at one item; then its session is ended.",
+)
+@click.option(
+    "--turns", type=click.IntRange(1), help="Sessions that compute on frames at once [1 on a GPU, all on the CPU]."
+)
+@click.option(
+    "--drain", default=30.0, show_default=True, type=click.FloatRange(0), help="Seconds that SIGTERM leaves sessions."
+)
+@click.option("--cluster", metavar="tcp://HOST:PORT", help="Compute frames on this Dask cluster.")
+@click.option("--tls-cert", type=EXISTING_FILE, help="Speak TLS, with this certificate (PEM).")
+@click.option("--tls-key", type=EXISTING_FILE, help="Its key (PEM, without a password).")
+@click.option("--tls-clients", type=EXISTING_FILE, help="Take only clients with certificates signed by these (PEM).")
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def serve(**options: Any) -> None:
+    """Serve MRD clients (Gadgetron's protocol) until SIGTERM or Ctrl-C; a second one does not wait for sessions."""
+    set_up = partial(configure, log.level, options["log_format"])
+    set_up()
+    host, port = options["host"], options["port"]
     try:
-        server = Server(host, port, site, Limits(patience_s=patience, sessions=sessions))
+        server = Server(host, port, _site(options), _limits(options), _recordings(options), _border(options), set_up)
     except OSError as error:
         raise SpinstreamError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
     with server:
-        _stop_on_signals(server)
+        hurry = _stop_on_signals(server)
         click.echo("listening on {}:{}".format(*server.server_address[:2]))
         server.serve_forever()
-        if not server.dismiss(GRACE_SECONDS):
-            # The interpreter would abort while a gadget still computes in its thread.
-            log.warning("a gadget was still at work")
-            logging.shutdown()
-            os._exit(0)
+        _end(server, options["drain"], hurry)
 
 
-def _stop_on_signals(server: Server) -> None:
+def _site(options: dict[str, Any]) -> Site:
+    site = Site(
+        device=options["device"],
+        seed=options["seed"],
+        definitions=(DEFINITIONS, *options["definitions"]),
+        cluster=options["cluster"],
+        sessions=options["sessions"],
+    )
+    site.torch_device()
+    return site
+
+
+def _limits(options: dict[str, Any]) -> Limits:
+    return Limits(
+        sessions=options["sessions"],
+        patience_s=options["patience"],
+        buffer_bytes=options["buffer_mib"] * MEBIBYTE,
+        memory_bytes=None if options["memory"] is None else int(options["memory"] * GIBIBYTE),
+        work_s=options["work_limit"],
+        turns=options["turns"],
+        bounds=Bounds(
+            data_bytes=options["message_mib"] * MEBIBYTE, coil_image_bytes=int(options["frame_gib"] * GIBIBYTE)
+        ),
+    )
+
+
+def _recordings(options: dict[str, Any]) -> Recordings | None:
+    folder, days, gib = options["record"], options["record_days"], options["record_gib"]
+    if folder is None:
+        if days or gib:
+            raise click.UsageError("--record-days and --record-gib are for --record")
+        return None
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise SpinstreamError(f"--record {folder}: this user may not write there")
+    return Recordings(folder, days, None if gib is None else int(gib * GIBIBYTE))
+
+
+def _border(options: dict[str, Any]) -> Callable[[socket.socket], socket.socket]:
+    cert, key, clients = options["tls_cert"], options["tls_key"], options["tls_clients"]
+    if cert is None and key is None and clients is None:
+        return lambda sock: sock
+    if cert is None or key is None:
+        raise click.UsageError("TLS takes both --tls-cert and --tls-key")
+    context = server_context(cert, key, clients)
+    return lambda sock: wrapped(sock, context)
+
+
+def _stop_on_signals(server: Server) -> threading.Event:
+    """Ends `serve_forever` at the first signal; the event is set at the second."""
+    hurry = threading.Event()
+    stopping = threading.Event()
+
     def stop(*_: object) -> None:
+        if stopping.is_set():
+            hurry.set()
+        stopping.set()
         threading.Thread(target=server.shutdown).start()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
+    return hurry
+
+
+def _end(server: Server, drain: float, hurry: threading.Event) -> None:
+    if server.sessions:
+        log.info("%d sessions run still; waiting %g s for them", len(server.sessions), drain)
+    if not server.drain(drain, hurry) and not server.dismiss(GRACE_SECONDS):
+        log.warning("%d sessions did not end in time", len(server.sessions))

@@ -1,51 +1,55 @@
-"""The embedded server: speaks Gadgetron's protocol to Gadgetron's and FIRE's clients, one thread pair per session."""
+"""The embedded server: speaks Gadgetron's protocol to Gadgetron's and FIRE's clients; other processes compute."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import logging
 import socket
 import socketserver
 import threading
 import time
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable
 
-import ismrmrd
+import torch
 
-from pipelines.definition import Definition, find_definition, parse_definition
-from pipelines.errors import MalformedMessage, SpinstreamError, WireError
-from pipelines.session import Site, open_chain, read_header
-from pipelines.streams.receiver import Receiver
-from pipelines.wire import ERROR, NOTE, Close, ConfigFile, ConfigText, Connection, HeaderText, Text, describe
+from pipelines.errors import SpinstreamError, WireError
+from pipelines.logs import in_session
+from pipelines.recordings import Recordings
+from pipelines.session import Site
+from pipelines.streams.conversation import LAST_WORDS_SECONDS, Outcome
+from pipelines.streams.finisher import Finisher
+from pipelines.streams.limits import Limits
+from pipelines.streams.server_session import ServerSession
+from pipelines.streams.turns import Turns
+from pipelines.streams.workers import Workers
+from pipelines.wire import ERROR, Close, Connection, Text
 
 log = logging.getLogger("spinstream")
 
-LAST_WORDS_SECONDS = 10.0
+POLL_SECONDS = 0.02
 
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What one session may take.
-
-    Attributes:
-        patience_s: seconds without a byte, either way, after which the session ends; None waits for ever.
-        buffer_bytes: sample data held while gadgets are busy; then the client has to wait.
-        sessions: sessions at a time; one more is refused with the reason.
-    """
-
-    patience_s: float | None = 600.0
-    buffer_bytes: int = 256 << 20
-    sessions: int = 16
+Border = Callable[[socket.socket], socket.socket]
+"""What stands between the network and a session, such as TLS: gives the socket to speak with."""
 
 
 class Server(socketserver.ThreadingTCPServer):
-    """Accepts clients until `shutdown`; each session is isolated from the others.
+    """Accepts clients until `shutdown`; each session has a process of its own.
 
     Args:
         host: address to listen on.
         port: 0 picks a free one; see `server_address`.
+        site: of this machine.
+        limits: of the sessions.
+        recordings: where what clients send is recorded; None records nothing.
+        border: applied to each client's socket, in the thread of its session.
+        set_up: called first in each process of a session; must be picklable.
+
+    Attributes:
+        sessions: that run.
+        ended: sessions by how they ended.
+        draining: whether no more clients are taken.
     """
 
     allow_reuse_address = True
@@ -53,169 +57,117 @@ class Server(socketserver.ThreadingTCPServer):
     block_on_close = False
     request_queue_size = 64
 
-    def __init__(self, host: str, port: int, site: Site | None = None, limits: Limits | None = None) -> None:
-        self.site = site or Site()
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        site: Site | None = None,
+        limits: Limits | None = None,
+        recordings: Recordings | None = None,
+        border: Border = lambda sock: sock,
+        set_up: Callable[[], object] = object,
+    ) -> None:
         self.limits = limits or Limits()
+        self.recordings = recordings
+        self.finisher = Finisher(recordings) if recordings is not None else None
+        self.border = border
         self.numbers = itertools.count(1)
         self.places = threading.BoundedSemaphore(self.limits.sessions)
         self.sessions: set[ServerSession] = set()
+        self.ended: Counter[Outcome] = Counter()
+        self.draining = False
+        site = site or Site()
+        self.workers = Workers(site, self.limits, set_up)
+        self.turns = Turns(self.limits.turns or (1 if _uses_cuda(site) else None))
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Handler)
+        self.workers.warm_up()
 
-    def dismiss(self, seconds: float) -> bool:
-        """Tells the clients of running sessions that the server stops, and ends their connections.
+    def drain(self, seconds: float, hurry: threading.Event | None = None) -> bool:
+        """Takes no more clients, and waits for the running sessions; call `shutdown` before.
+
+        Args:
+            seconds: to wait.
+            hurry: once set, ends the waiting.
 
         Returns:
-            Whether all sessions have ended within that time; a gadget that computes is interrupted only where it asks
-            for its client.
+            Whether all have ended.
+        """
+        self.draining = True
+        self.socket.close()
+        hurry = hurry or threading.Event()
+        deadline = time.monotonic() + seconds
+        while self.sessions and time.monotonic() < deadline and not hurry.wait(POLL_SECONDS):
+            pass
+        return not self.sessions
+
+    def dismiss(self, seconds: float) -> bool:
+        """Tells the clients of running sessions that the server stops, and ends the sessions.
+
+        Returns:
+            Whether all have ended within that time.
         """
         for session in list(self.sessions):
-            session.dismiss()
-        deadline = time.monotonic() + seconds
-        while self.sessions and time.monotonic() < deadline:
-            time.sleep(0.02)
-        return not self.sessions
+            session.dismiss("the server is being stopped")
+        return self.drain(seconds)
+
+    def server_close(self) -> None:
+        """Ends what waits for sessions."""
+        super().server_close()
+        self.workers.close()
+        if self.finisher is not None:
+            self.finisher.close()
 
 
 class _Handler(socketserver.BaseRequestHandler):
     server: Server
 
     def handle(self) -> None:
-        limits = self.server.limits
-        with Connection(self.request, limits.patience_s) as connection:
-            session = ServerSession(connection, next(self.server.numbers), self.server.site, limits)
-            if not self.server.places.acquire(blocking=False):
-                session.refuse(f"all {limits.sessions} sessions of this server are in use; try again later")
-                return
-            self.server.sessions.add(session)
+        number = next(self.server.numbers)
+        with in_session(number):
             try:
-                session.run()
-            finally:
-                self.server.sessions.discard(session)
-                self.server.places.release()
+                with self.server.border(self.request) as sock:
+                    self._serve(sock, number)
+            except SpinstreamError as error:
+                log.error("%s", error)
+            except Exception:
+                log.exception("a defect of spinstream")
 
-
-@dataclass(eq=False)
-class ServerSession:
-    """One client's conversation, from its configuration to the close."""
-
-    connection: Connection
-    number: int
-    site: Site
-    limits: Limits
-
-    def __post_init__(self) -> None:
-        self.receiver = Receiver(self.connection, self.limits.buffer_bytes, self._note_text)
-        self._silence_told = False
-
-    def run(self) -> None:
-        """Serves the client; whatever goes wrong is told to the client, logged, and ends here."""
+    def _serve(self, sock: socket.socket, number: int) -> None:
+        server = self.server
+        if server.draining or not server.places.acquire(blocking=False):
+            server.ended[Outcome.REFUSED] += 1
+            full = f"all {server.limits.sessions} sessions of this server are in use"
+            _refuse(sock, f"{'the server is being stopped' if server.draining else full}; try again later")
+            return
         try:
-            images = self._converse()
-            log.info("session %d: done, %d images", self.number, images)
-        except SpinstreamError as error:
-            log.error("session %d: %s", self.number, error)
-            self.refuse(str(error))
-        except Exception as error:
-            log.exception("session %d: a defect of spinstream", self.number)
-            self.refuse(f"a defect of spinstream, please report it: {type(error).__name__}: {error}")
+            self._record_and_run(sock, number)
+        finally:
+            server.places.release()
 
-    def dismiss(self) -> None:
-        """Says that the server stops, and cuts the connection; called from another thread than `run`."""
+    def _record_and_run(self, sock: socket.socket, number: int) -> None:
+        server = self.server
+        session = ServerSession(number, sock, server.workers, server.limits, server.turns)
+        if server.recordings is not None:
+            session.record(server.recordings)
+        server.sessions.add(session)
+        try:
+            server.ended[session.run()] += 1
+        finally:
+            server.sessions.discard(session)
+            journal = session.end_recording()
+            if journal is not None and server.finisher is not None:
+                server.finisher.finish(journal)
+
+
+def _refuse(sock: socket.socket, reason: str) -> None:
+    with Connection(sock, LAST_WORDS_SECONDS) as connection:
+        log.error("%s", reason)
         with contextlib.suppress(WireError):
-            self.connection.send(Text(f"{ERROR}the server is being stopped\n"))
-            self.connection.send(Close())
-        self.connection.cut()
-
-    def refuse(self, reason: str) -> None:
-        """Tells the client why, then closes in a way that lets it read the reason."""
-        try:
-            self.connection.send(Text(f"{ERROR}{reason}\n"))
-            self._close()
-        except WireError as error:
-            log.warning("session %d: the client did not hear this: %s", self.number, error)
-
-    def _close(self) -> None:
-        self.connection.send(Close())
-        self.connection.hang_up()
-        self.receiver.stop(LAST_WORDS_SECONDS)
-        self.connection.drain(LAST_WORDS_SECONDS)
-
-    def _converse(self) -> int:
-        definition = self._read_config()
-        definition.build(self.site.registry)  # so that a client that waits for an answer hears at once what is wrong
-        header = read_header(self._expect(HeaderText).xml)
-        first = self.connection.receive()
-        if isinstance(first, Text) and (parameters := fire_parameters(first.text)) is not None:
-            definition = self._apply(definition, parameters)
-            first = self.connection.receive()
-        chain = open_chain(definition, header, self.site, self._tell, self._require_client)
-        images = 0
-        for item in chain.run(self.receiver.following(first)):
-            self.connection.send(item)
-            images += isinstance(item, ismrmrd.Image)
-        self._tell(f"times: {chain.report()}")
-        self._close()
-        return images
-
-    def _read_config(self) -> Definition:
-        message = self.connection.receive()
-        if isinstance(message, ConfigFile):
-            return find_definition(message.name, self.site.definitions)
-        if isinstance(message, ConfigText):
-            return parse_definition(message.xml.encode(), "config text", local=False)
-        raise MalformedMessage(f"expected a config file (1) or config text (2) first, got {describe(message)}")
-
-    def _expect(self, kind: type[HeaderText]) -> HeaderText:
-        message = self.connection.receive()
-        if not isinstance(message, kind):
-            raise MalformedMessage(f"expected the MRD header (3) after the configuration, got {describe(message)}")
-        return message
-
-    def _apply(self, definition: Definition, parameters: dict[str, str]) -> Definition:
-        ours = {key: value for key, value in parameters.items() if "." in key}
-        others = sorted(parameters.keys() - ours.keys())
-        if others:
-            self._tell(f"parameters that are not gadget.property were not used: {', '.join(others)}")
-        return definition.override(ours, "parameters", local=False)
-
-    def _tell(self, text: str) -> None:
-        log.info("session %d: %s", self.number, text)
-        self.connection.send(Text(f"{NOTE}{text}\n"))  # C++ clients print it as it is
-
-    def _require_client(self) -> None:
-        if self.receiver.peer_has_ended() and not self._silence_told:
-            # It may still read. If it has closed its socket, the answer to this shows at the next call.
-            self._silence_told = True
-            self._tell("the client sends no more; images still follow")
-
-    def _note_text(self, text: str) -> None:
-        log.info("session %d: the client says: %s", self.number, text)
+            connection.send(Text(f"{ERROR}{reason}\n"))
+            connection.send(Close())
+        connection.drain(LAST_WORDS_SECONDS)
 
 
-def fire_parameters(text: str) -> dict[str, str] | None:
-    """The parameters of a FIRE-style JSON text, as text; None when it is not one.
-
-    Those of other programs, whose names hold no gadget, come without a value.
-
-    Raises:
-        MalformedMessage: it is one, but its parameters are not a flat object.
-    """
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(document, dict) or "parameters" not in document:
-        return None
-    parameters = document["parameters"]
-    if not isinstance(parameters, dict):
-        raise MalformedMessage(f'"parameters" must be an object of names and values, got {parameters!r}')
-    return {str(key): _plain(key, value) if "." in str(key) else "" for key, value in parameters.items()}
-
-
-def _plain(key: str, value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (str, int, float)):
-        return str(value)
-    raise MalformedMessage(f"parameter {key}: expected text, a number, true or false, got {value!r}")
+def _uses_cuda(site: Site) -> bool:
+    return site.device != "cpu" and torch.cuda.device_count() > 0

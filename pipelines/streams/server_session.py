@@ -1,0 +1,268 @@
+"""One client, as the server sees it: its bytes go to the recording and to a worker, and the answer comes back.
+
+Nothing is computed here. Whatever becomes of the worker, what the client sends is recorded to its end, and the client
+hears what went wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import logging
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pipelines.errors import FileError, PeerVanished, WireError
+from pipelines.recordings import Recordings
+from pipelines.streams.conversation import LAST_WORDS_SECONDS, Outcome
+from pipelines.streams.journal import Journal
+from pipelines.streams.limits import Limits
+from pipelines.streams.progress import Progress
+from pipelines.streams.turns import Turns
+from pipelines.streams.workers import Died, Ended, EndsTurn, WantsTurn, Worker, Workers
+from pipelines.wire import ERROR, Close, Connection, Message, Text
+
+log = logging.getLogger("spinstream")
+
+CHUNK = 1 << 18
+WATCH_SECONDS = 0.5
+
+
+class ServerSession:
+    """One client.
+
+    Args:
+        number: of the session.
+        sock: the client's; the caller closes it.
+        workers: one of them serves this session alone.
+        limits: of the server.
+        turns: at the device.
+
+    Attributes:
+        number: of the session.
+        progress: what the worker told last.
+        journal: what the client sends is written to it before anything else; None where nothing is recorded.
+        recording_failed: whether the recording could not begin, or had to stop.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        sock: socket.socket,
+        workers: Workers,
+        limits: Limits,
+        turns: Turns,
+    ) -> None:
+        self.number = number
+        self.progress = Progress()
+        self.journal: Journal | None = None
+        self.recording_failed = False
+        self._sock = sock
+        self._workers = workers
+        self._limits = limits
+        self._turns = turns
+        self._worker: Worker | None = None
+        self._client = Connection(sock, limits.patience_s)
+        self._heard = time.monotonic()
+        self._answered_at: float | None = None
+        self._done = False
+        self._killed: str | None = None
+
+    def run(self) -> Outcome:
+        """Serves the client until both sides have ended."""
+        worker, inner = self._workers.begin(self.number)
+        self._worker = worker
+        with self._client, inner, Connection(inner) as inside:
+            listener = _thread(self._listen, inner)
+            relay = _thread(self._relay, inside)
+            end = self._follow(worker)
+            relay.join()
+            self._done = end == Ended(Outcome.DONE)
+            if isinstance(end, Died):
+                self._tell_end(self._killed or f"the process of this session {end.how}{self._whereabouts()}")
+            if self._done:
+                self._workers.give_back(worker)
+            else:
+                worker.close()
+            listener.join()
+        return Outcome.DIED if isinstance(end, Died) else end.outcome
+
+    def record(self, recordings: Recordings) -> None:
+        """Begins a recording of what the client sends; call it before `run`."""
+        try:
+            self.journal = recordings.begin(self.number)
+        except FileError as error:
+            self._lose_recording(error)
+
+    def end_recording(self) -> Path | None:
+        """Closes the journal and gives its path, if there is one."""
+        if self.journal is None:
+            return None
+        try:
+            self.journal.close()
+        except FileError as error:
+            self._lose_recording(error)
+        return self.journal.path
+
+    def dismiss(self, reason: str) -> None:
+        """Tells the client why, and ends the session at once; called from another thread than `run`."""
+        self._killed = reason
+        self._tell_end(reason)
+        self._client.cut()
+        if self._worker is not None:
+            self._worker.kill()
+
+    def _follow(self, worker: Worker) -> Ended | Died:
+        """Answers the worker until the session is over."""
+        try:
+            for event in worker.events(WATCH_SECONDS):
+                if isinstance(event, (Ended, Died)):
+                    return event
+                if isinstance(event, WantsTurn):
+                    self._turns.ask(self, worker.grant_turn)
+                elif isinstance(event, EndsTurn):
+                    self._turns.end(self)
+                elif isinstance(event, Progress):
+                    self.progress, self._heard = event, time.monotonic()
+                self._limit_work(worker)
+        finally:
+            self._turns.end(self)
+        raise AssertionError("the events of a worker end with its own")
+
+    def _limit_work(self, worker: Worker) -> None:
+        limit = self._limits.work_s
+        if limit is None or self._killed is not None:
+            return
+        at = self.progress.at
+        seconds = time.monotonic() - self._heard + (at[2] if at else 0.0)
+        if seconds > limit:
+            what = f"{at[0]} was at work on {at[1]}" if at else "the process of this session did not answer"
+            self._killed = f"{what} for more than {limit:g} s, the limit of this server, and was ended"
+            worker.kill()
+
+    def _listen(self, inner: socket.socket) -> None:
+        """Records what the client sends, and passes it on."""
+        view = memoryview(bytearray(CHUNK))
+        passing = True
+        try:
+            while self._client_speaks() and (count := self._sock.recv_into(view)):
+                self._write(view[:count])
+                passing = passing and _passed_on(view[:count], inner)
+        except OSError as error:
+            log.info("the client is gone: %s", error.strerror or error)
+            _shut(inner, socket.SHUT_RDWR)
+        else:
+            _shut(inner, socket.SHUT_WR)
+            self._watch_for_hang_up()
+            _shut(inner, socket.SHUT_RDWR)
+
+    def _client_speaks(self) -> bool:
+        """Waits for bytes of the client, or for its end.
+
+        Before the answer, how long to wait is for the worker to say. After a good answer nothing more is expected, and
+        after a bad one what still comes is only read on if it is recorded.
+        """
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        began = time.monotonic()
+        while not poll.poll(WATCH_SECONDS * 1000):
+            patience = self._limits.patience_s
+            if self._answered_at is not None and patience is not None and time.monotonic() - began > patience:
+                return False
+            if self._reading_is_over():
+                return False
+        return not self._reading_is_over()
+
+    def _watch_for_hang_up(self) -> None:
+        """Waits until a client that sends no more is gone, or has its answer."""
+        poll = select.poll()
+        poll.register(self._sock, 0)
+        while self._answered_at is None and not poll.poll(WATCH_SECONDS * 1000):
+            pass
+
+    def _reading_is_over(self) -> bool:
+        recording = self.journal is not None and not self.journal.stopped and not self._done
+        return (
+            self._answered_at is not None
+            and not recording
+            and time.monotonic() - self._answered_at > LAST_WORDS_SECONDS
+        )
+
+    def _write(self, data: memoryview) -> None:
+        if self.journal is None:
+            return
+        try:
+            self.journal.write(data)
+        except FileError as error:
+            self._lose_recording(error)
+
+    def _lose_recording(self, error: FileError) -> None:
+        """The images are still worth having; the person at the client hears of it, and may save the data elsewhere."""
+        self.recording_failed = True
+        log.error("%s", error)
+        self._answer(Text(f"{ERROR}{error}\n"))
+
+    def _relay(self, inside: Connection) -> None:
+        """Passes on what the worker says; only whole messages, so that an error can still follow if it dies."""
+        with contextlib.suppress(PeerVanished):  # of the worker, whose events tell the rest
+            while not isinstance(message := inside.receive(), Close):
+                if not self._answer(message):
+                    break
+            else:
+                self._end_answer()
+        inside.cut()  # so that a worker whose client is gone hears of it
+
+    def _tell_end(self, reason: str) -> None:
+        log.error("%s", reason)
+        if self._answered_at is None:
+            self._answer(Text(f"{ERROR}{reason}\n"))
+            self._end_answer()
+
+    def _end_answer(self) -> None:
+        self._answered_at = time.monotonic()
+        self._answer(Close())
+        self._client.hang_up()
+
+    def _answer(self, message: Message) -> bool:
+        """Whether the client could be told."""
+        try:
+            self._client.send(message)
+        except WireError as error:
+            log.warning("the client does not hear any more: %s", error)
+            return False
+        return True
+
+    def _whereabouts(self) -> str:
+        at = self.progress.at
+        where = f", while {at[0]} was at work on {at[1]}" if at else ""
+        kept = (
+            f"; the raw data are recorded: {self.journal.path.stem}"
+            if self.journal and not self.journal.stopped
+            else ""
+        )
+        return where + kept
+
+
+def _thread(task: Callable[..., None], *args: object) -> threading.Thread:
+    """Runs a task in the context of this session."""
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(task, *args), daemon=True)
+    thread.start()
+    return thread
+
+
+def _passed_on(data: memoryview, inner: socket.socket) -> bool:
+    """Whether the worker takes data still."""
+    try:
+        inner.sendall(data)
+    except OSError:
+        return False
+    return True
+
+
+def _shut(inner: socket.socket, side: int) -> None:
+    with contextlib.suppress(OSError):
+        inner.shutdown(side)
