@@ -106,7 +106,7 @@ LOGGING = ("DEBUG ", "INFO ", "WARNING ")
 CONFIG_FILE_BYTES = 1024
 READ_BUFFER = MEBIBYTE // 4
 
-AT_ONCE = 16 * MEBIBYTE
+AT_ONCE = 4 * MEBIBYTE
 """Memory that is taken for a message before any of its bytes have come; beyond, no more than has come already."""
 
 # The `ismrmrd` package maps the 4-byte integer type to the platform's int, which is not what stands on the wire.
