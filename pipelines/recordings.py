@@ -184,11 +184,13 @@ def _locked(journal: Path) -> Iterator[int | None]:
 
 
 def _is_written(journal: Path) -> bool:
-    with journal.open("rb") as file:
-        try:
+    try:
+        with journal.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+    except BlockingIOError:
+        return True
+    except OSError:  # gone, or not ours to read: whoever opens it next is told
+        return False
     return False
 
 

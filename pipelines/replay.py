@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,11 +11,12 @@ from pathlib import Path
 
 import ismrmrd
 
-from pipelines.definition import Definition, find_definition, load_definition
-from pipelines.errors import SpinstreamError
+from pipelines.definition import Definition, find_definition, load_definition, parse_definition
+from pipelines.errors import PipelineError, SpinstreamError
 from pipelines.session import Site, open_chain, read_header
 from pipelines.streams.client import stream
-from pipelines.streams.file import RawFile
+from pipelines.streams.conversation import fire_parameters
+from pipelines.streams.file import Raw
 from pipelines.wire import ConfigFile, ConfigText
 
 SIEMENS_TICK_MS = 2.5
@@ -28,16 +30,17 @@ class Replay:
     """What to replay, and how.
 
     Attributes:
-        raw: ISMRMRD file.
+        raw: ISMRMRD file or journal.
         group: of the measurement in it.
-        pipeline: name of an installed definition, or the path of one.
+        pipeline: name of an installed definition, or the path of one; None takes what the client of a recording asked
+            for, with the parameters that it set.
         parameters: properties to set, by "gadget.property".
         realtime: pace the acquisitions by their time stamps.
         tick_ms: length of one time stamp tick; None takes Siemens' 2.5 ms for Siemens data and 1 ms for all others.
     """
 
     raw: Path
-    pipeline: str
+    pipeline: str | None
     group: str = "dataset"
     parameters: Mapping[str, str] = field(default_factory=dict)
     realtime: bool = False
@@ -48,7 +51,7 @@ Sink = Callable[[ismrmrd.Image], None]
 Progress = Callable[[Iterable[ismrmrd.Acquisition], int], Iterable[ismrmrd.Acquisition]]
 
 
-def replay_here(job: Replay, raw: RawFile, site: Site, sink: Sink, note: Callable[[str], None], show: Progress) -> None:
+def replay_here(job: Replay, raw: Raw, site: Site, sink: Sink, note: Callable[[str], None], show: Progress) -> None:
     """Runs the pipeline in this process.
 
     Args:
@@ -62,9 +65,9 @@ def replay_here(job: Replay, raw: RawFile, site: Site, sink: Sink, note: Callabl
     Raises:
         SpinstreamError: the pipeline, the header or the data are not usable; says why.
     """
-    definition = local_definition(job.pipeline, site).override(job.parameters, "--set", local=True)
+    definition = _definition(job, raw, site, note).override(job.parameters, "--set", local=True)
     chain = open_chain(definition, read_header(raw.header_xml), site, note)
-    for item in chain.run(show(_items(job, raw), raw.acquisitions)):
+    for item in chain.run(show(_items(job, raw, note), raw.acquisitions)):
         sink(item)
     note(f"times: {chain.report()}")
 
@@ -72,11 +75,12 @@ def replay_here(job: Replay, raw: RawFile, site: Site, sink: Sink, note: Callabl
 def replay_to(
     address: tuple[str, int],
     job: Replay,
-    raw: RawFile,
+    raw: Raw,
     sink: Sink,
     note: Callable[[str], None],
     show: Progress,
     patience_s: float | None,
+    tls: ssl.SSLContext | None = None,
 ) -> None:
     """Streams the file to an MRD server. A pipeline that is a file here is sent as text, a name is sent as a name.
 
@@ -84,10 +88,9 @@ def replay_to(
         WireError: the server is not there, broke off, or reported an error.
         FileError: the raw file turned out unreadable.
     """
-    path = Path(job.pipeline)
-    config = ConfigText(_read_text(path)) if path.is_file() else ConfigFile(job.pipeline)
-    items = show(_items(job, raw), raw.acquisitions)
-    stream(address, config, _without_version(raw.header_xml, note), items, sink, note, job.parameters, patience_s)
+    config, parameters = _request(job, raw, note)
+    items = show(_items(job, raw, note), raw.acquisitions)
+    stream(address, config, _without_version(raw.header_xml, note), items, sink, note, parameters, patience_s, tls)
 
 
 def _without_version(header_xml: str, note: Callable[[str], None]) -> str:
@@ -109,7 +112,41 @@ def local_definition(pipeline: str, site: Site) -> Definition:
     return load_definition(path) if path.is_file() else find_definition(pipeline, site.definitions)
 
 
-def _items(job: Replay, raw: RawFile) -> Iterable[ismrmrd.Acquisition]:
+def _definition(job: Replay, raw: Raw, site: Site, note: Callable[[str], None]) -> Definition:
+    if job.pipeline is not None:
+        return local_definition(job.pipeline, site)
+    config, parameters = _recorded(raw, note)
+    if isinstance(config, ConfigFile):
+        definition = find_definition(config.name, site.definitions)
+    else:
+        definition = parse_definition(config.xml.encode(), "recorded configuration", local=False)
+    return definition.override(parameters, "recorded parameters", local=False)
+
+
+def _request(job: Replay, raw: Raw, note: Callable[[str], None]) -> tuple[ConfigFile | ConfigText, dict[str, str]]:
+    """What to ask a server for."""
+    if job.pipeline is None:
+        config, parameters = _recorded(raw, note)
+        return config, {**parameters, **job.parameters}
+    path = Path(job.pipeline)
+    return ConfigText(_read_text(path)) if path.is_file() else ConfigFile(job.pipeline), dict(job.parameters)
+
+
+def _recorded(raw: Raw, note: Callable[[str], None]) -> tuple[ConfigFile | ConfigText, dict[str, str]]:
+    """What the client of a recording asked its server for: a pipeline, and properties of its gadgets."""
+    if raw.config is None:
+        raise PipelineError(f"{raw.path}: does not say which pipeline is meant; name one with -p")
+    texts = fire_parameters(raw.parameters or "") or {}
+    parameters = {key: value for key, value in texts.items() if "." in key}
+    name = raw.config.name if isinstance(raw.config, ConfigFile) else "sent as text"
+    settings = "".join(f", {key}={value}" for key, value in parameters.items())
+    note(f"as recorded: pipeline {name}{settings}")
+    return raw.config, parameters
+
+
+def _items(job: Replay, raw: Raw, note: Callable[[str], None]) -> Iterable[ismrmrd.Acquisition]:
+    if raw.dropped is not None:
+        note(f"{raw.path} is not complete: {raw.dropped}")
     if not job.realtime:
         return raw.items()
     return paced(raw.items(), job.tick_ms or _tick_ms(raw.header_xml))

@@ -6,6 +6,7 @@ import heapq
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import TypeAlias
 
 import h5py
 import ismrmrd
@@ -18,28 +19,6 @@ from pipelines.wire import ConfigFile, ConfigText, MessageId
 
 # One HDF5 read per acquisition is some twenty times slower than one per block.
 BLOCK = 64
-
-
-def open_raw(path: Path, group: str = "dataset") -> RawFile | JournalFile:
-    """The raw data of an ISMRMRD .h5 file or of a journal; what is in the file decides.
-
-    Args:
-        path: of the file.
-        group: the measurement's group in an .h5 file; a journal has no groups.
-
-    Raises:
-        FileError: it is neither, or holds no raw data.
-    """
-    try:
-        with path.open("rb") as file:
-            number = int.from_bytes(file.read(2), "little")
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if number not in [*MessageId] or h5py.is_hdf5(path):
-        return RawFile(path, group)
-    if group != "dataset":
-        raise FileError(f"{path}: is a journal, which has no groups, so no {group!r} either")
-    return JournalFile(path)
 
 
 class RawFile:
@@ -166,6 +145,31 @@ class RawFile:
             size = f"{head.channels} channels x {head.number_of_samples} samples"
             raise FileError(f"{self.path}: waveform {number} holds {data.size} values; its header says {size}")
         return ismrmrd.Waveform(head, data)
+
+
+Raw: TypeAlias = RawFile | JournalFile
+
+
+def open_raw(path: Path, group: str = "dataset") -> Raw:
+    """The raw data of an ISMRMRD .h5 file or of a journal; what is in the file decides.
+
+    Args:
+        path: of the file.
+        group: the measurement's group in an .h5 file; a journal has no groups.
+
+    Raises:
+        FileError: it is neither, or holds no raw data.
+    """
+    try:
+        with path.open("rb") as file:
+            number = int.from_bytes(file.read(2), "little")
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if number not in [*MessageId] or h5py.is_hdf5(path):
+        return RawFile(path, group)
+    if group != "dataset":
+        raise FileError(f"{path}: is a journal, which has no groups, so no {group!r} either")
+    return JournalFile(path)
 
 
 def _text(value: bytes | str) -> str:

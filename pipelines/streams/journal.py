@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from io import BufferedIOBase, BufferedReader, FileIO
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ import ismrmrd
 from ismrmrd.acquisition import AcquisitionHeader
 from ismrmrd.waveform import WaveformHeader
 
+from pipelines.bounds import BOUNDS
 from pipelines.errors import FileError, MalformedMessage, PeerVanished, WireError
 from pipelines.wire import (
     READ_BUFFER,
@@ -36,6 +38,8 @@ SYNC_SECONDS = 0.5
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SMALL_BUFFER = 512
 """Holds any header of a message: larger reads are wasted where the samples are skipped."""
+
+LARGEST_UINT16 = 0xFFFF
 
 DATA = (ismrmrd.Acquisition, ismrmrd.Waveform, ismrmrd.Image)
 
@@ -212,7 +216,7 @@ class JournalFile:
             FileError: an item that contradicts itself, or a disk that fails.
         """
         self._file.seek(0)
-        reader = MessageReader(self._file)
+        reader = MessageReader(self._file, bounds=self._bounds)
         for _ in range(self._messages):
             at = self._file.tell()
             try:
@@ -224,7 +228,9 @@ class JournalFile:
 
     def _scan(self, stream: BufferedIOBase, size: int) -> None:
         """Passes over all messages, samples unread."""
-        reader, whole = MessageReader(stream), 0
+        # No message is larger than its file; and what was taken then may be beyond today's bounds.
+        self._bounds = replace(BOUNDS, text_bytes=size, data_bytes=size, channels=LARGEST_UINT16)
+        reader, whole = MessageReader(stream, bounds=self._bounds), 0
         try:
             while whole < size and self._previous is not Close:
                 self._previous = self._pass(stream, reader, size)
