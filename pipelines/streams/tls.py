@@ -64,15 +64,15 @@ def client_context(ca: Path, cert: Path | None = None, key: Path | None = None) 
     Args:
         ca: PEM, who signs the server's certificate.
         cert: PEM, the client's own certificate, for servers that ask for one.
-        key: PEM, without a password; may stand in `cert` too.
+        key: PEM, without a password; goes with `cert`.
 
     Raises:
         FileError: a file cannot be used; names it.
     """
     context = _context(ssl.PROTOCOL_TLS_CLIENT)
     _load_authority(context, ca)
-    if cert is not None:
-        _load_identity(context, cert, key or cert)
+    if cert is not None and key is not None:
+        _load_identity(context, cert, key)
     return context
 
 
