@@ -26,6 +26,7 @@ class CgSense(Gadget[Frame]):
     takes = Frame
     needs = frozenset({FRAMES, COIL_MAPS})
     adds = frozenset({IMAGE})
+    per_frame = True
 
     iterations = integer(20, "largest number of iterations", low=1, high=1000)
     tolerance = real(

@@ -26,6 +26,7 @@ class CoilCompression(Gadget[Frame]):
 
     takes = Frame
     needs = frozenset({FRAMES})
+    per_frame = True
 
     energy = real(0.99, "part of the signal energy that the virtual coils keep", low=0.5, high=1.0)
     max_coils = integer(None, "largest number of virtual coils; auto sets no limit", low=1)

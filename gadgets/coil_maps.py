@@ -33,6 +33,7 @@ class CoilMaps(Gadget[Frame]):
     takes = Frame
     needs = frozenset({FRAMES})
     adds = frozenset({COIL_MAPS})
+    per_frame = True
 
     method = choice(ESPIRIT, (ESPIRIT, WALSH), "ESPIRiT, or adaptive combination after Walsh")
     calibration = integer(

@@ -53,6 +53,8 @@ class FieldMap(Gadget[Frame]):
     With `source` = echoes, the frames of a slice that differ by contrast are held until all contrasts have come that
     the header announces. Their map comes from the phase between their echoes (Funai et al., IEEE Trans Med Imaging
     27:1484, 2008); it leaves as a series of its own, and is stored under the measurementID of the header.
+
+    Maps are read and stored on the machine of the session, so frames never go elsewhere for them.
     """
 
     takes = Frame

@@ -71,12 +71,16 @@ class Gadget(Generic[ItemT]):
         takes: the item type that `take` receives.
         needs: what must stand before this gadget in the chain, as words that other gadgets add.
         adds, removes: what later gadgets find, or no longer find.
+        per_frame: that frames may be computed on other machines, each by itself: what `take` and, after each frame,
+            `finish` yield depends on the frame, the properties and the session, on no other frame, and on no file of
+            the machine of the session. Only for gadgets that take frames.
     """
 
     takes: ClassVar[type]
     needs: ClassVar[frozenset[str]] = frozenset()
     adds: ClassVar[frozenset[str]] = frozenset()
     removes: ClassVar[frozenset[str]] = frozenset()
+    per_frame: ClassVar[bool] = False
 
     session: Session
 

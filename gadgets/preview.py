@@ -24,6 +24,7 @@ class Preview(Gadget[Frame]):
     takes = Frame
     needs = frozenset({FRAMES, COIL_MAPS})
     adds = frozenset({IMAGE})
+    per_frame = True
 
     def take(self, item: Frame) -> Iterator[object]:
         """Yields the preview, then the frame, which holds it as its image so far."""

@@ -43,7 +43,7 @@ class Solver(Gadget[Frame]):
     Frames that follow each other are one batch where they have trajectory, times and shape in common, and all a field
     map or none. Their order is kept. The random draws of a batch depend on the session's seed and on which frame its
     first one is (slice, contrast, repetition, ...): with one slice per batch, an image does not depend on what came
-    before it.
+    before it. On other machines each frame is a batch of its own.
 
     The data have the weight that unit noise gives them. Where prewhitening found no noise data, the noise of each frame
     is estimated from its outermost samples, which is told and stands in the history.
@@ -52,6 +52,7 @@ class Solver(Gadget[Frame]):
     takes = Frame
     needs = frozenset({WHITENED, FRAMES, COIL_MAPS})
     adds = frozenset({IMAGE})
+    per_frame = True
 
     time_budget = real(
         0.0,

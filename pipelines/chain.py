@@ -2,6 +2,9 @@
 
 Each item that a gadget yields travels to the end of the chain before that gadget goes on, so that a preview is on the
 wire while the solver behind it has not begun.
+
+With an executor, gadgets that say that they may compute elsewhere do: their frames are submitted, and travel on in the
+same order once they are back.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +20,12 @@ from typing import Any
 import ismrmrd
 
 from gadgets.frame import Frame
-from gadgets.gadget import Gadget, Session
+from gadgets.gadget import Gadget, Header, Session
 from pipelines.definition import ALL_OUTPUTS
 from pipelines.errors import GadgetError, WireError
+from pipelines.executors.elsewhere import Elsewhere
+from pipelines.executors.executor import Executor, Part, runs
+from pipelines.executors.pump import Pump
 
 log = logging.getLogger("spinstream")
 
@@ -40,6 +46,8 @@ class Chain:
         gadgets: in the order of the stream.
         session: what they share.
         outputs: the MRD types that may leave.
+        executor: computes what may be computed elsewhere; without one, everything is computed here. It is closed at
+            the end of `run`.
 
     Attributes:
         timings: of each gadget.
@@ -54,7 +62,11 @@ class Chain:
     """
 
     def __init__(
-        self, gadgets: Sequence[Gadget[Any]], session: Session, outputs: tuple[type, ...] = ALL_OUTPUTS
+        self,
+        gadgets: Sequence[Gadget[Any]],
+        session: Session,
+        outputs: tuple[type, ...] = ALL_OUTPUTS,
+        executor: Executor | None = None,
     ) -> None:
         self._gadgets = gadgets
         self._session = session
@@ -65,11 +77,11 @@ class Chain:
         self.let_out: Counter[str] = Counter()
         self.frames = 0
         self.at: tuple[str, str, float] | None = None
-        for gadget in gadgets:
-            try:
-                gadget.open(session)
-            except Exception as error:
-                raise _failure(gadget, "the header", error) from error
+        headers = [self._opened(gadget) for gadget in gadgets]
+        self._executor = executor
+        self._elsewhere: dict[int, tuple[Elsewhere, int]] = {}
+        if executor is not None:
+            self._elsewhere = dict(self._parts(executor, headers))
 
     def run(self, items: Iterable[object]) -> Iterator[object]:
         """Yields the MRD items that come out; frames end their way at the end of the chain.
@@ -78,25 +90,83 @@ class Chain:
             GadgetError: a gadget failed; says which, and on what.
             WireError: the client is gone.
         """
-        for item in items:
-            self.taken[type(item).__name__] += 1
-            yield from self._push(item, 0)
-        for stage, gadget in enumerate(self._gadgets):
-            for item in self._timed(stage, gadget.finish, "the end of the stream"):
-                yield from self._push(item, stage + 1)
-        if self._held_back:
-            counts = ", ".join(f"{count} {kind}" for kind, count in self._held_back.items())
-            self._session.tell(f"not sent, since the pipeline names no writer for them: {counts}")
+        if self._executor is None:
+            yield from self._run(items)
+        else:
+            yield from self._run_with(self._executor, items)
 
     def report(self) -> str:
         """How long each gadget took, on one line."""
         return ", ".join(f"{t.gadget} {t.seconds:.3f} s ({t.items})" for t in self.timings)
+
+    def _run(self, items: Iterable[object]) -> Iterator[object]:
+        for item in items:
+            if item is not None:
+                self.taken[type(item).__name__] += 1
+                yield from self._push(item, 0)
+            for part, stop in self._elsewhere.values():
+                yield from self._back(part, part.ready(), stop)
+        stage = 0
+        while stage < len(self._gadgets):
+            stage = yield from self._finish(stage)
+        if self._held_back:
+            counts = ", ".join(f"{count} {kind}" for kind, count in self._held_back.items())
+            self._session.tell(f"not sent, since the pipeline names no writer for them: {counts}")
+
+    def _run_with(self, executor: Executor, items: Iterable[object]) -> Iterator[object]:
+        """The same, woken when a frame is back while no item comes: the scanner may pause."""
+        pump = Pump(items)
+        executor.nudge = pump.nudge
+        try:
+            yield from self._run(pump)
+        finally:
+            pump.stop()
+            for part, _ in self._elsewhere.values():
+                part.cancel()
+            executor.close()
+
+    def _finish(self, stage: int) -> Generator[object, None, int]:
+        """Ends a gadget, or the part elsewhere that begins with it; returns the stage behind."""
+        if stage in self._elsewhere:
+            part, stop = self._elsewhere[stage]
+            yield from self._back(part, part.finish(), stop)
+            return stop
+        for item in self._timed(stage, self._gadgets[stage].finish, "the end of the stream"):
+            yield from self._push(item, stage + 1)
+        return stage + 1
+
+    def _opened(self, gadget: Gadget[Any]) -> Header:
+        """Opens a gadget; returns the header that it saw."""
+        header = self._session.header
+        try:
+            gadget.open(self._session)
+        except Exception as error:
+            raise _failure(gadget, "the header", error) from error
+        return header
+
+    def _parts(self, executor: Executor, headers: Sequence[Header]) -> Iterator[tuple[int, tuple[Elsewhere, int]]]:
+        """What is computed elsewhere, and the stage behind, by its first stage."""
+        for stages in runs(self._gadgets):
+            part = Part.of(
+                [self._gadgets[stage] for stage in stages],
+                header=headers[stages.start],
+                seed=self._session.seed,
+                frames_wanted=any(gadget.takes is Frame for gadget in self._gadgets[stages.stop :]),
+                priority=-stages.start,
+            )
+            timings = self.timings[stages.start : stages.stop]
+            yield stages.start, (Elsewhere(part, executor, self._session, timings), stages.stop)
 
     def _push(self, item: object, stage: int) -> Iterator[object]:
         while stage < len(self._gadgets) and not isinstance(item, self._gadgets[stage].takes):
             stage += 1
         if stage == len(self._gadgets):
             yield from self._let_out(item)
+            return
+        if stage in self._elsewhere:
+            assert isinstance(item, Frame)
+            part, stop = self._elsewhere[stage]
+            yield from self._back(part, part.take(item), stop)
             return
         self.timings[stage].items += 1
         gadget = self._gadgets[stage]
@@ -109,6 +179,18 @@ class Chain:
             yield item
         elif not isinstance(item, Frame):
             self._held_back[type(item).__name__] += 1
+
+    def _back(self, part: Elsewhere, results: Iterator[object], stage: int) -> Iterator[object]:
+        """Sends on to a stage what is back from elsewhere."""
+        while True:
+            self.at = part.name, part.oldest, time.monotonic()
+            try:
+                result = next(results)
+            except StopIteration:
+                return
+            finally:
+                self.at = None
+            yield from self._push(result, stage)
 
     def _timed(self, stage: int, start: Callable[[], Iterator[object]], what: str) -> Iterator[object]:
         """The items of a gadget's generator; its clock runs, and it has its turn at the device, only while it works."""

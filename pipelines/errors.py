@@ -3,6 +3,7 @@
 SpinstreamError
 ├── PipelineError       a pipeline definition or a property that cannot work: file, line, what was expected
 ├── GadgetError         a gadget failed on an item: which gadget, which item, the cause
+├── ClusterError        frames could not be computed elsewhere: where, and what to do
 ├── FileError           a raw file that cannot be read or written
 └── WireError           the conversation with the peer broke
     ├── MalformedMessage    the peer sent what no MRD peer sends
@@ -24,6 +25,10 @@ class PipelineError(SpinstreamError):
 
 class GadgetError(SpinstreamError):
     """A gadget failed."""
+
+
+class ClusterError(SpinstreamError):
+    """Frames that should have been computed on other machines were not."""
 
 
 class FileError(SpinstreamError):

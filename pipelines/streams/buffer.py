@@ -29,6 +29,7 @@ class ItemBuffer:
         self._items: deque[object] = deque()
         self._ended = False
         self._dropped = False
+        self._nudged = False
         self._error: Exception | None = None
         self._changed = threading.Condition()
 
@@ -53,6 +54,12 @@ class ItemBuffer:
             self._ended, self._error = True, error
             self._changed.notify_all()
 
+    def nudge(self) -> None:
+        """Has the consumer get None as soon as no item waits: there is something else to do."""
+        with self._changed:
+            self._nudged = True
+            self._changed.notify_all()
+
     def drop(self) -> None:
         """The consumer is done: what is held is dropped and `put` never waits again."""
         with self._changed:
@@ -63,14 +70,18 @@ class ItemBuffer:
     def __iter__(self) -> Iterator[object]:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._items or self._ended)
-                if not self._items:
+                self._changed.wait_for(lambda: self._items or self._ended or self._nudged)
+                item = None
+                if self._items:
+                    item = self._items.popleft()
+                    self._held -= _size(item)
+                    self._changed.notify_all()
+                elif self._ended:
                     if self._error is not None:
                         raise self._error
                     return
-                item = self._items.popleft()
-                self._held -= _size(item)
-                self._changed.notify_all()
+                else:
+                    self._nudged = False
             yield item
 
 

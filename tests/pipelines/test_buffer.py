@@ -71,3 +71,17 @@ def test_drop_frees_a_waiting_producer():
     buffer.drop()
     producer.join(1)
     assert not producer.is_alive()
+
+
+def test_a_nudge_wakes_a_consumer_that_waits_and_comes_after_what_is_there():
+    buffer = ItemBuffer(10 * BYTES)
+    taken = iter(buffer)
+    threading.Timer(0.02, buffer.nudge).start()
+    assert next(taken) is None
+    buffer.nudge()
+    buffer.put(ITEM)
+    assert next(taken) is ITEM
+    assert next(taken) is None
+    buffer.nudge()
+    buffer.end()
+    assert list(taken) == []

@@ -1,0 +1,1 @@
+"""Where the frames of a chain are computed: in its own process, or elsewhere."""
