@@ -17,6 +17,7 @@ from gadgets.gadget import Header, Session
 from pipelines.chain import Chain
 from pipelines.definition import DEFINITIONS, Definition
 from pipelines.errors import PipelineError, SpinstreamError
+from pipelines.executors.executor import Executor
 from pipelines.registry import Registry, installed_gadgets
 from pipelines.safe_xml import XmlError, parse_xml
 from recon_core.cache import ContentCache
@@ -42,6 +43,7 @@ class Site:
         state_folder: keeps what outlives a session, such as noise covariances.
         definitions: folders with pipeline definitions; a later folder wins.
         registry: the gadgets that pipelines may name.
+        cluster: address of a Dask scheduler whose workers compute frames; None computes them here.
         cache: of what sessions build for trajectories, by content.
     """
 
@@ -50,6 +52,7 @@ class Site:
     state_folder: Path = field(default_factory=lambda: platformdirs.user_state_path("spinstream"))
     definitions: tuple[Path, ...] = (DEFINITIONS,)
     registry: Registry = field(default_factory=installed_gadgets)
+    cluster: str | None = None
     cache: ContentCache = field(default_factory=_cache, compare=False)
 
     def __post_init__(self) -> None:
@@ -90,6 +93,7 @@ def open_chain(
     Raises:
         PipelineError: the definition cannot run.
         GadgetError: a gadget refuses the header.
+        ClusterError: the cluster of this site is not there.
     """
     gadgets = definition.build(site.registry)
     session = Session(
@@ -103,7 +107,15 @@ def open_chain(
         turn=turn,
     )
     log.info("pipeline %s on %s, seed %d", definition.name, session.device, session.seed)
-    return Chain(gadgets, session, definition.outputs)
+    return Chain(gadgets, session, definition.outputs, _executor(site))
+
+
+def _executor(site: Site) -> Executor | None:
+    if site.cluster is None:
+        return None
+    from pipelines.executors.cluster import Cluster
+
+    return Cluster(site.cluster, site.torch_device())
 
 
 def read_header(xml: str) -> Header:
