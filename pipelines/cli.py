@@ -11,6 +11,7 @@ import click
 from pipelines.commands.definitions import gadgets, pipelines, validate
 from pipelines.commands.evaluate import evaluate_command
 from pipelines.commands.priors import priors
+from pipelines.commands.recordings import recordings_command
 from pipelines.commands.replay import replay
 from pipelines.commands.serve import serve
 from pipelines.commands.simulate import simulate_command
@@ -40,6 +41,7 @@ def main(verbose: bool) -> None:
 for command in (
     serve,
     replay,
+    recordings_command,
     evaluate_command,
     simulate_command,
     validate,
