@@ -1,6 +1,7 @@
 """TLS against OpenSSL as Python wraps it, and whole sessions through it."""
 
 import contextlib
+import functools
 import socket
 import ssl
 import struct
@@ -9,6 +10,7 @@ import time
 
 import pytest
 import trustme
+from click.testing import CliRunner
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -16,8 +18,11 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from pipelines.commands.replay import replay
 from pipelines.errors import FileError, PeerVanished, RemoteError, WireError
 from pipelines.streams.client import stream
+from pipelines.streams.limits import Limits
+from pipelines.streams.server import Server
 from pipelines.streams.tls import client_context, server_context, wrapped
 from pipelines.wire import Close, ConfigFile, ConfigText, Connection, Text
 
@@ -225,42 +230,40 @@ def test_cutting_wakes_a_blocked_reader(pair):
 
 
 @pytest.fixture
-def serve_tls():
-    """Relays to a plain server behind TLS; gives the address and the failures of handshakes."""
+def shake_hands():
+    """Accepts clients with TLS only to hear what becomes of it; gives the address and the failures."""
     with contextlib.ExitStack() as stack:
 
-        def start(behind, context):
+        def start(context):
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
             failures = []
 
-            def serve():
-                with contextlib.suppress(OSError):
-                    while True:
-                        sock, _ = listener.accept()
-                        threading.Thread(target=relay, args=(sock,), daemon=True).start()
-
-            def relay(sock):
+            def accept():
+                sock, _ = listener.accept()
                 try:
-                    outer = wrapped(sock, context)
+                    wrapped(sock, context).close()
                 except WireError as error:
                     failures.append(str(error))
-                    return
-                with outer, socket.create_connection(behind) as inner, contextlib.suppress(OSError):
-                    back = InThread(lambda: copy(inner, outer))
-                    copy(outer, inner)
-                    back.join(10)
 
-            threading.Thread(target=serve, daemon=True).start()
+            InThread(accept)
             return listener.getsockname(), failures
 
         yield start
 
 
-def copy(source, sink):
-    with contextlib.suppress(OSError):
-        while data := source.recv(MEBIBYTE):
-            sink.sendall(data)
-        sink.shutdown(socket.SHUT_WR)
+@pytest.fixture
+def serve(site):
+    """Starts a server behind TLS; gives its address."""
+    with contextlib.ExitStack() as stack:
+
+        def start(context):
+            border = functools.partial(wrapped, context=context)
+            server = stack.enter_context(Server("127.0.0.1", 0, site, Limits(patience_s=5.0), border=border))
+            InThread(functools.partial(server.serve_forever, 0.02))
+            stack.callback(server.shutdown)
+            return server.server_address[:2]
+
+        yield start
 
 
 def run(address, tls, items=3, gadget="ToImage"):
@@ -271,23 +274,19 @@ def run(address, tls, items=3, gadget="ToImage"):
     return got, notes
 
 
-def test_a_session_with_certificates_on_both_sides(address, files, serve_tls):
-    at, failures = serve_tls(address, server_context(*files.server, clients_ca=files.ca))
-    got, notes = run(at, client_context(files.ca, *files.client))
+def test_a_session_with_certificates_on_both_sides(files, serve):
+    at = serve(server_context(*files.server, clients_ca=files.ca))
+    tls = client_context(files.ca, *files.client)
+    got, notes = run(at, tls)
     assert [item.image_index for item in got] == [1, 2, 3]
     assert notes[-1].startswith("times: ToImage ")
-    assert not failures
-
-
-def test_a_server_error_is_heard_through_tls(address, files, serve_tls):
-    at, _ = serve_tls(address, server_context(*files.server))
     with pytest.raises(RemoteError, match="^Fail failed on acquisition 2 .*: the coil is on fire$"):
-        run(at, client_context(files.ca), items=5, gadget="Fail")
+        run(at, tls, items=5, gadget="Fail")
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_a_client_without_the_certificate_that_is_asked_for_hears_so(address, files, serve_tls, version):
-    at, failures = serve_tls(address, server_context(*files.server, clients_ca=files.ca))
+def test_a_client_without_the_certificate_that_is_asked_for_hears_so(files, shake_hands, version):
+    at, failures = shake_hands(server_context(*files.server, clients_ca=files.ca))
     context = client_context(files.ca)
     context.minimum_version = context.maximum_version = version
     with pytest.raises(WireError, match="client certificate"):
@@ -296,8 +295,8 @@ def test_a_client_without_the_certificate_that_is_asked_for_hears_so(address, fi
     assert failures == ["no TLS handshake: the client showed no certificate, which this server asks for"]
 
 
-def test_a_client_of_a_strange_authority_hears_so(address, files, serve_tls):
-    at, failures = serve_tls(address, server_context(*files.server, clients_ca=files.ca))
+def test_a_client_of_a_strange_authority_hears_so(files, shake_hands):
+    at, failures = shake_hands(server_context(*files.server, clients_ca=files.ca))
     with pytest.raises(WireError, match="the peer does not trust our certificate"):
         run(at, client_context(files.ca, *files.strange))
     wait_until(lambda: failures)
@@ -311,24 +310,24 @@ def test_a_client_of_a_strange_authority_hears_so(address, files, serve_tls):
         ("elsewhere", "ca", "the server's certificate is not trusted: IP address mismatch.*127.0.0.1"),
     ],
 )
-def test_a_server_that_is_not_who_it_should_be(address, files, serve_tls, identity, ca, why):
-    at, failures = serve_tls(address, server_context(*getattr(files, identity)))
+def test_a_server_that_is_not_who_it_should_be(files, shake_hands, identity, ca, why):
+    at, failures = shake_hands(server_context(*getattr(files, identity)))
     with pytest.raises(WireError, match=rf"127.0.0.1:{at[1]}: no TLS handshake: {why}"):
         run(at, client_context(getattr(files, ca)))
     wait_until(lambda: failures)
     assert "does not" in failures[0]  # trust, or accept, our certificate
 
 
-def test_a_plain_client_hears_that_the_server_speaks_tls(address, files, serve_tls):
-    at, failures = serve_tls(address, server_context(*files.server))
+def test_a_plain_client_hears_that_the_server_speaks_tls(files, shake_hands):
+    at, failures = shake_hands(server_context(*files.server))
     with pytest.raises(WireError, match="this server speaks TLS only"):
         run(at, None)
     wait_until(lambda: failures)
     assert failures == ["no TLS handshake: the client does not speak TLS here"]
 
 
-def test_a_plain_client_that_sends_a_name_hears_it_too(address, files, serve_tls):
-    at, _ = serve_tls(address, server_context(*files.server))
+def test_a_plain_client_that_sends_a_name_hears_it_too(files, shake_hands):
+    at, _ = shake_hands(server_context(*files.server))
     with socket.create_connection(at) as sock, Connection(sock, 5.0) as connection:
         connection.send(ConfigFile("preview"))
         assert connection.receive() == Text("error: this server speaks TLS only\n")
@@ -338,6 +337,22 @@ def test_a_plain_client_that_sends_a_name_hears_it_too(address, files, serve_tls
 def test_a_server_that_speaks_plain(address, files):
     with pytest.raises(WireError, match="no TLS handshake: the server does not speak TLS here"):
         run(address, client_context(files.ca))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tls-ca", "CA"], "--tls-ca is for streaming to a server with --to"),
+        (["--to", "127.0.0.1:1", "--tls-cert", "CA", "--tls-key", "CA"], "need --tls-ca"),
+        (["--to", "127.0.0.1:1", "--tls-ca", "CA", "--tls-cert", "CA"], "--tls-cert and --tls-key go together"),
+    ],
+)
+def test_options_of_tls_that_do_not_fit_together(files, arguments, message):
+    ca = str(files.ca)
+    arguments = [ca if argument == "CA" else argument for argument in arguments]
+    result = CliRunner().invoke(replay, [ca, "-p", "preview", "-o", "x.h5", *arguments])
+    assert result.exit_code == 2
+    assert message in result.output
 
 
 def test_a_silent_peer_does_not_hold_up_the_handshake(files):
