@@ -18,9 +18,9 @@ from itertools import count
 from pathlib import Path
 
 from pipelines.errors import FileError
-from pipelines.streams.file import open_raw
+from pipelines.streams.file import RawFile
 from pipelines.streams.file_writer import RawFileWriter
-from pipelines.streams.journal import Journal, JournalFile, sync_folder
+from pipelines.streams.journal import Journal, JournalFile, NothingRecorded, sync_folder
 from pipelines.wire import ConfigFile, ConfigText
 
 log = logging.getLogger("spinstream")
@@ -95,21 +95,25 @@ class Recordings:
         still writes it is waited for.
 
         Returns:
-            The path of the .h5 file; None if nothing had been recorded.
+            The path of the .h5 file; None if the client left before the MRD header, and nothing is kept.
 
         Raises:
             FileError: that is not possible; the journal is as it was.
         """
         finished = journal.with_suffix(FINISHED)
         try:
-            with _locked(journal) as size:
-                if size:
-                    _convert(journal, finished)
-                if size is not None:
+            with _locked(journal) as there:
+                if there:
+                    try:
+                        _convert(journal, finished)
+                    except NothingRecorded as nothing:
+                        log.info("%s; removed", nothing)
                     journal.unlink()
                     sync_folder(journal.parent)
+        except FileError as error:
+            raise FileError(f"{error}; it stays a journal") from error
         except (OSError, RuntimeError) as error:  # HDF5 has its own ways to say that the disk is full
-            raise FileError(f"{journal}: stays a journal: {error}") from error
+            raise FileError(f"{journal}: cannot be finished, and stays a journal: {error}") from error
         return finished if finished.exists() else None
 
     def left_behind(self) -> list[Path]:
@@ -166,19 +170,18 @@ class Recordings:
 
 
 @contextlib.contextmanager
-def _locked(journal: Path) -> Iterator[int | None]:
-    """Waits for whoever writes or finishes a journal; its size, None if it is gone by then."""
+def _locked(journal: Path) -> Iterator[bool]:
+    """Waits for whoever writes or finishes a journal; whether it is still there then."""
     try:
         descriptor = os.open(journal, os.O_RDWR)
     except FileNotFoundError:
         if not journal.with_suffix(FINISHED).exists():
             raise
-        yield None
+        yield False
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        status = os.fstat(descriptor)
-        yield status.st_size if status.st_nlink else None
+        yield os.fstat(descriptor).st_nlink > 0
     finally:
         os.close(descriptor)
 
@@ -206,10 +209,11 @@ def _convert(journal: Path, finished: Path) -> None:
     try:
         with JournalFile(journal) as source:
             if not source.readable:
-                raise FileError(f"{journal}: stays a journal: {source.dropped}")
+                raise FileError(f"{journal}: {source.dropped}")
             if source.images:
-                reason = f"an .h5 file would not replay the {source.images} images that the client sent"
-                raise FileError(f"{journal}: stays a journal: {reason}")
+                raise FileError(
+                    f"{journal}: holds {source.images} images, which would not be replayed from an .h5 file"
+                )
             os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
             with RawFileWriter(part) as target:
                 _copy(source, target)
@@ -252,11 +256,11 @@ def _entry(path: Path) -> Entry:
     state = "finished" if path.suffix == FINISHED else "recording" if _is_written(path) else "journal"
     entry = Entry(path=path, when=_when(path), bytes=path.stat().st_size, state=state)
     try:
-        with open_raw(path) as raw:
+        with JournalFile(path) if path.suffix == JOURNAL else RawFile(path) as raw:
             config = raw.config.name if isinstance(raw.config, ConfigFile) else "as text" if raw.config else ""
             return replace(entry, acquisitions=raw.acquisitions, pipeline=config, problem=raw.dropped)
     except FileError as error:
-        return replace(entry, problem=str(error))
+        return replace(entry, problem=str(error).removeprefix(f"{path}: "))
 
 
 def main(folder: str, journal: str) -> int:

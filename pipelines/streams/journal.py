@@ -39,7 +39,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 SMALL_BUFFER = 512
 """Holds any header of a message: larger reads are wasted where the samples are skipped."""
 
-LARGEST_UINT16 = 0xFFFF
+WIDE = replace(BOUNDS, text_bytes=1 << 30, data_bytes=16 << 30, channels=0xFFFF)
+"""What a site took need not be within the bounds of whoever reads it later."""
 
 DATA = (ismrmrd.Acquisition, ismrmrd.Waveform, ismrmrd.Image)
 
@@ -72,9 +73,9 @@ class Journal:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._descriptor = _create(path)
             sync_folder(path.parent)
-        except FileExistsError:
-            raise
         except OSError as error:
+            if isinstance(error, FileExistsError) and path.exists():
+                raise
             raise FileError(f"{path}: cannot be recorded to: {_reason(error)}") from error
         _SYNCER.add(self)
 
@@ -161,6 +162,10 @@ class _Syncer:
 _SYNCER = _Syncer()
 
 
+class NothingRecorded(FileError):
+    """A client came and went before it had sent an MRD header."""
+
+
 class JournalFile:
     """The raw data of a journal, read like a `RawFile`, as far as they are there.
 
@@ -179,7 +184,8 @@ class JournalFile:
         readable: False if bytes came that are no message; what follows them is dropped.
 
     Raises:
-        FileError: it cannot be read, or holds no MRD header.
+        NothingRecorded: it is readable, but has not come to the MRD header.
+        FileError: it cannot be read, or something else is where the MRD header should be.
     """
 
     def __init__(self, path: Path) -> None:
@@ -201,7 +207,8 @@ class JournalFile:
             raise FileError(f"{path}: cannot be read: {error.strerror or error}") from error
         if not self.header_xml:
             self._file.close()
-            raise FileError(f"{path}: there is no MRD header in this recording; {self.dropped or 'only a close'}")
+            kind = NothingRecorded if self.readable else FileError
+            raise kind(f"{path}: there is no MRD header in this recording; {self.dropped or 'only a close'}")
 
     def __enter__(self) -> JournalFile:
         return self
@@ -216,7 +223,7 @@ class JournalFile:
             FileError: an item that contradicts itself, or a disk that fails.
         """
         self._file.seek(0)
-        reader = MessageReader(self._file, bounds=self._bounds)
+        reader = MessageReader(self._file, bounds=WIDE)
         for _ in range(self._messages):
             at = self._file.tell()
             try:
@@ -228,9 +235,7 @@ class JournalFile:
 
     def _scan(self, stream: BufferedIOBase, size: int) -> None:
         """Passes over all messages, samples unread."""
-        # No message is larger than its file; and what was taken then may be beyond today's bounds.
-        self._bounds = replace(BOUNDS, text_bytes=size, data_bytes=size, channels=LARGEST_UINT16)
-        reader, whole = MessageReader(stream, bounds=self._bounds), 0
+        reader, whole = MessageReader(stream, bounds=WIDE), 0
         try:
             while whole < size and self._previous is not Close:
                 self._previous = self._pass(stream, reader, size)
