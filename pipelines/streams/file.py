@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,18 +47,16 @@ class RawFile:
         except OSError as error:
             raise FileError(f"{path}: cannot be read as an HDF5 file: {error}") from error
         try:
-            self._group = self._measurement(group)
-            self.header_xml = _text(self._group["xml"][0])
-            self.acquisitions = len(self._group["data"])
-            self.config = self._config()
-            self.parameters = self._optional_text("parameters")
-            self.dropped = self._dropped()
-        except (FileError, UnicodeDecodeError) as error:
+            with _readable(path, "its header"):
+                self._group = self._measurement(group)
+                self.header_xml = self._header()
+                self.acquisitions = len(self._group["data"])
+                self.config = self._config()
+                self.parameters = self._optional_text("parameters")
+                self.dropped = self._dropped()
+        except FileError:
             self._file.close()
-            reason = (
-                str(error) if isinstance(error, FileError) else f"{path}: the MRD header is not UTF-8 text: {error}"
-            )
-            raise FileError(reason) from error
+            raise
 
     def __enter__(self) -> RawFile:
         return self
@@ -69,10 +68,12 @@ class RawFile:
         """Acquisitions in the order of the file, with waveforms placed among them by time stamp.
 
         Raises:
-            FileError: an entry whose length contradicts its header.
+            FileError: an entry whose length contradicts its header, or that cannot be read.
         """
         acquisitions = ((item.acquisition_time_stamp, item) for item in self._blocks("data", self._acquisition))
-        if "waveforms" not in self._group:
+        with _readable(self.path, "the group of the measurement"):
+            has_waveforms = "waveforms" in self._group
+        if not has_waveforms:
             return (item for _, item in acquisitions)
         waveforms = ((item.time_stamp, item) for item in self._blocks("waveforms", self._waveform))
         return (item for _, item in heapq.merge(acquisitions, waveforms, key=lambda pair: pair[0]))
@@ -90,6 +91,13 @@ class RawFile:
         if not {"head", "traj", "data"} <= set(fields):
             raise FileError(f"{self.path}: the dataset 'data' of group {name!r} holds no MRD acquisitions")
         return group
+
+    def _header(self) -> str:
+        value = self._group["xml"][0]
+        try:
+            return value.decode() if isinstance(value, bytes) else str(value)
+        except UnicodeDecodeError as error:
+            raise FileError(f"{self.path}: the MRD header is not UTF-8 text: {error}") from error
 
     def _config(self) -> ConfigFile | ConfigText | None:
         """As spinstream and python-ismrmrd-server keep it."""
@@ -113,14 +121,13 @@ class RawFile:
         return text if isinstance(text, str) else None
 
     def _blocks(self, name: str, make: Callable[[np.void, int], ismrmrd.Acquisition]) -> Iterator[ismrmrd.Acquisition]:
-        dataset = self._group[name]
-        for start in range(0, len(dataset), BLOCK):
-            try:
-                block = dataset[start : start + BLOCK]
-            except OSError as error:
-                raise FileError(f"{self.path}: {name} {start} to {start + BLOCK} cannot be read: {error}") from error
-            for offset, entry in enumerate(block):
-                yield make(entry, start + offset)
+        with _readable(self.path, name):
+            dataset = self._group[name]
+            length = len(dataset)
+        for start in range(0, length, BLOCK):
+            with _readable(self.path, f"{name} {start} to {start + BLOCK}"):
+                items = [make(entry, start + offset) for offset, entry in enumerate(dataset[start : start + BLOCK])]
+            yield from items
 
     def _acquisition(self, entry: np.void, number: int) -> ismrmrd.Acquisition:
         head = ismrmrd.AcquisitionHeader.from_buffer_copy(entry["head"].tobytes())
@@ -172,5 +179,12 @@ def open_raw(path: Path, group: str = "dataset") -> Raw:
     return JournalFile(path)
 
 
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+@contextlib.contextmanager
+def _readable(path: Path, what: str) -> Iterator[None]:
+    """Turns into FileError what h5py raises where a file is damaged: OSError, KeyError, RuntimeError, TypeError, ..."""
+    try:
+        yield
+    except FileError:
+        raise
+    except Exception as error:
+        raise FileError(f"{path}: {what} cannot be read: {error or type(error).__name__}") from error
