@@ -157,6 +157,7 @@ class _Tunnel(threading.Thread):
         super().__init__(name="tls", daemon=True)
         self._net, self._plain, self._tls = net, plain, tls
         self._incoming, self._outgoing = incoming, outgoing
+        self._block = memoryview(bytearray(BLOCK))
         self._decrypted, self._encrypted = bytearray(), bytearray(outgoing.read())
         self._peer_ended = self._we_ended = False  # no more is to be read from it
         self._receiving = self._sending = True  # the direction is still open
@@ -199,7 +200,9 @@ class _Tunnel(threading.Thread):
         return bool(events)
 
     def _wants_net(self) -> bool:
-        return self._receiving and not self._peer_ended and not self._decrypted
+        # A peer that has its keys changed all the time has to take our answers too.
+        answers = len(self._encrypted) < 2 * BLOCK
+        return self._receiving and not self._peer_ended and not self._decrypted and answers
 
     def _wants_plain(self) -> bool:
         return self._sending and not self._we_ended and not self._encrypted
@@ -208,14 +211,14 @@ class _Tunnel(threading.Thread):
         if not self._wants_net():
             return
         try:
-            data = self._net.recv(BLOCK)
+            count = self._net.recv_into(self._block)
         except BlockingIOError:
             return
         except OSError as error:
             self._break(error.strerror or str(error))
             return
-        if data:
-            self._incoming.write(data)
+        if count:
+            self._incoming.write(self._block[:count])
         else:
             self._incoming.write_eof()
         self._decrypt()
@@ -249,11 +252,11 @@ class _Tunnel(threading.Thread):
         if not self._wants_plain():
             return
         try:
-            data = memoryview(self._plain.recv(BLOCK))
+            data = self._block[: self._plain.recv_into(self._block)]
         except BlockingIOError:
             return
         except OSError:
-            data = memoryview(b"")
+            data = self._block[:0]
         if not data:
             self._we_ended = True
             with contextlib.suppress(ssl.SSLError):  # waits for the peer's own end, which comes when it likes

@@ -115,7 +115,7 @@ def send_all(sock, data):
 def test_bytes_go_both_ways_at_once_and_none_is_lost(pair):
     ours, theirs = pair()
     up, down = (bytes([seed]) * 997 + struct.pack("<I", seed) for seed in (3, 5))
-    up, down = up * 20_000, down * 20_000
+    up, down = up * 50_000, down * 50_000
     threads = [InThread(lambda s=s, d=d: send_all(s, d)) for s, d in ((ours, up), (theirs, down))]
     reading = [InThread(lambda s=s: read_all(s)) for s in (ours, theirs)]
     assert reading[0].outcome() == down
