@@ -29,8 +29,8 @@ def start_server(site):
     """Starts servers that end with the test; gives the address."""
     servers = []
 
-    def start(**limits) -> tuple[str, int]:
-        server = Server("127.0.0.1", 0, site, Limits(**{"patience_s": 5.0, **limits}))
+    def start(recordings=None, **limits) -> tuple[str, int]:
+        server = Server("127.0.0.1", 0, site, Limits(**{"patience_s": 5.0, **limits}), recordings)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
         servers.append(server)

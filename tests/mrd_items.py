@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 
 import ismrmrd
 import numpy as np
+import torch
 
 from gadgets.frame import Frame
 from gadgets.gadget import ACQUISITIONS, Gadget
@@ -90,13 +93,59 @@ class Short(Long):
     steps = 15
 
 
+class Die(Gadget[ismrmrd.Acquisition]):
+    """Crashes as native code does, on the third acquisition."""
+
+    takes = ismrmrd.Acquisition
+
+    def take(self, item):
+        if item.scan_counter == 2:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        yield item
+
+
+class Hang(Gadget[ismrmrd.Acquisition]):
+    """Hangs on the third acquisition and asks for nobody."""
+
+    takes = ismrmrd.Acquisition
+
+    def take(self, item):
+        if item.scan_counter == 2:
+            time.sleep(1000)
+        yield item
+
+
+class Hog(Gadget[ismrmrd.Acquisition]):
+    """Takes eight gibibytes on the third acquisition."""
+
+    takes = ismrmrd.Acquisition
+
+    def take(self, item):
+        if item.scan_counter == 2:
+            torch.ones(8 << 30, dtype=torch.uint8)
+        yield item
+
+
+class WhichProcess(Gadget[ismrmrd.Acquisition]):
+    """Tells in which process it runs."""
+
+    takes = ismrmrd.Acquisition
+
+    def open(self, session):
+        super().open(session)
+        session.tell(f"process {os.getpid()}")
+
+    def take(self, item):
+        yield item
+
+
 class Pass(Gadget[Frame]):
     """Takes frames, of which there are none."""
 
     takes = Frame
 
 
-REGISTRY = {"Count": Count, "Fail": Fail, "ToImage": ToImage, "Long": Long, "Short": Short, "Pass": Pass}
+REGISTRY = {kind.__name__: kind for kind in (Count, Fail, ToImage, Long, Short, Die, Hang, Hog, WhichProcess, Pass)}
 
 
 def configuration(*gadgets: str) -> str:

@@ -8,33 +8,35 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from enum import Enum
+from typing import TypeVar
 
 import psutil
 
 from pipelines.chain import Chain
-from pipelines.definition import Definition, find_definition, parse_definition
+from pipelines.definition import Definition, find_definition, parse_child_configuration, parse_definition
 from pipelines.errors import MalformedMessage, PeerVanished, SpinstreamError, WireError
 from pipelines.header import affordable, read_header
 from pipelines.session import Site, open_chain
-from pipelines.streams.limits import Limits
-from pipelines.streams.progress import Progress
+from pipelines.streams.limits import LAST_WORDS_SECONDS, Limits
+from pipelines.streams.progress import Outcome, Progress
 from pipelines.streams.receiver import Receiver
-from pipelines.wire import ERROR, NOTE, Close, ConfigFile, ConfigText, Connection, HeaderText, Text, describe
+from pipelines.wire import (
+    ERROR,
+    NOTE,
+    Close,
+    ConfigFile,
+    ConfigText,
+    Connection,
+    ErrorText,
+    HeaderText,
+    Message,
+    Text,
+    describe,
+)
 
 log = logging.getLogger("spinstream")
 
-LAST_WORDS_SECONDS = 10.0
-
-
-class Outcome(Enum):
-    """How a session ended."""
-
-    DONE = "done"
-    FAILED = "failed"
-    VANISHED = "vanished"
-    DIED = "died"
-    REFUSED = "refused"
+MessageT = TypeVar("MessageT", HeaderText, ConfigText)
 
 
 @dataclass(eq=False)
@@ -98,10 +100,13 @@ class Conversation:
     def _refuse(self, reason: str) -> None:
         """Tells the client why, then closes in a way that lets it read the reason."""
         try:
-            self.connection.send(Text(f"{ERROR}{reason}\n"))
+            self.connection.send(self._error(reason))
             self._close()
         except WireError as error:
             log.warning("the client did not hear this: %s", error)
+
+    def _error(self, reason: str) -> Message:
+        return Text(f"{ERROR}{reason}\n")
 
     def _close(self) -> None:
         self.connection.send(Close())
@@ -133,10 +138,11 @@ class Conversation:
             return parse_definition(message.xml.encode(), "config text", local=False, bounds=self.limits.bounds)
         raise MalformedMessage(f"expected a config file (1) or config text (2) first, got {describe(message)}")
 
-    def _expect(self, kind: type[HeaderText]) -> HeaderText:
+    def _expect(self, kind: type[MessageT]) -> MessageT:
         message = self.connection.receive()
         if not isinstance(message, kind):
-            raise MalformedMessage(f"expected the MRD header (3) after the configuration, got {describe(message)}")
+            what = "the MRD header (3) after the configuration" if kind is HeaderText else "the configuration (2) first"
+            raise MalformedMessage(f"expected {what}, got {describe(message)}")
         return message
 
     def _apply(self, definition: Definition, parameters: dict[str, str]) -> Definition:
@@ -158,6 +164,19 @@ class Conversation:
 
     def _note_text(self, text: str) -> None:
         log.info("the client says: %s", text)
+
+
+class ChildConversation(Conversation):
+    """With Gadgetron as its parent, which takes errors and images only: a text from a child ends the whole run."""
+
+    def _read_config(self) -> Definition:
+        return parse_child_configuration(self._expect(ConfigText).xml.encode())
+
+    def _tell(self, text: str) -> None:
+        log.info("%s", text)
+
+    def _error(self, reason: str) -> Message:
+        return ErrorText(f"spinstream: {reason}")
 
 
 def fire_parameters(text: str) -> dict[str, str] | None:

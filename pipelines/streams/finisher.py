@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import subprocess
 import sys
@@ -28,7 +29,8 @@ class Finisher:
 
     def finish(self, journal: Path) -> None:
         """Takes a journal that is closed; what goes wrong is logged, and the journal stays."""
-        self._line.submit(self._finish, journal)
+        with contextlib.suppress(RuntimeError):  # closed meanwhile
+            self._line.submit(self._finish, journal)
 
     def close(self) -> None:
         """Takes no more, and does not wait."""

@@ -1,11 +1,11 @@
 """The chain as an external process of Gadgetron: `python -m gadgetron PORT pipelines.streams.gadgetron run_chain`.
 
-The `gadgetron` package connects and reads configuration and header; from then on its socket is read and written by
-`pipelines.wire`, because that package's own reader spins for ever when the peer vanishes, and its error handling is to
-close in silence. Gadgetron passes an error message (id 8) on to its client; texts (id 5) from a child end the whole
-run, so what gadgets tell goes to the log.
+The `gadgetron` package connects and reads configuration and header; from then on its socket is ours, because that
+package's own reader spins for ever when the peer vanishes, and its error handling is to close in silence. Gadgetron
+passes an error message (id 8) on to its client; texts (id 5) from a child end the whole run, so what gadgets tell goes
+to the log.
 
-Everything heavy is imported inside `run_chain`: an import that fails must be reported to the client too.
+Everything else is imported inside `run_chain`: an import that fails must be reported to the client too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("spinstream")
 
 ERROR_ID = 8
-BUFFER_BYTES = 256 << 20
 LAST_WORDS_SECONDS = 10.0
 
 
@@ -32,36 +31,12 @@ def run_chain(parent: ParentConnection) -> None:
         parent: the connection that the `gadgetron` package opened; it sends the close itself afterwards.
     """
     try:
-        _run(parent)
+        from pipelines.streams.gadgetron_session import serve_parent
+
+        serve_parent(parent)
     except Exception as error:
-        log.exception("the chain failed")
-        _report(parent, f"spinstream: {_reason(error)}")
-
-
-def _run(parent: ParentConnection) -> None:
-    from pipelines.definition import parse_child_configuration
-    from pipelines.session import Site, open_chain, read_header
-    from pipelines.streams.receiver import Receiver
-    from pipelines.wire import Connection
-
-    definition = parse_child_configuration(parent.raw_bytes.config)
-    connection = Connection(parent.socket.socket)
-    receiver = Receiver(connection, BUFFER_BYTES, log.info)
-    header = read_header(_header(parent.raw_bytes.header))
-    chain = open_chain(definition, header, Site(), log.info, receiver.peer_has_ended)
-    for item in chain.run(receiver.following(connection.receive())):
-        connection.send(item)
-    log.info("times: %s", chain.report())
-
-
-def _header(raw: bytes) -> str:
-    return bytes(raw).rstrip(b"\0").decode()
-
-
-def _reason(error: Exception) -> str:
-    from pipelines.errors import SpinstreamError
-
-    return str(error) if isinstance(error, SpinstreamError) else f"{type(error).__name__}: {error}"
+        log.exception("a defect of spinstream")
+        _report(parent, f"spinstream: {type(error).__name__}: {error}")
 
 
 def _report(parent: ParentConnection, text: str) -> None:

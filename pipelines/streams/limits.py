@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from pipelines.bounds import BOUNDS, Bounds
 
+LAST_WORDS_SECONDS = 10.0
+"""That a peer has to read what ends a conversation."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:

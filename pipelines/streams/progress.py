@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,3 +29,13 @@ class Progress:
     at: tuple[str, str, float] | None = None
     buffered_bytes: int = 0
     memory_bytes: int = 0
+
+
+class Outcome(Enum):
+    """How a session ended."""
+
+    DONE = "done"
+    FAILED = "failed"
+    VANISHED = "vanished"
+    DIED = "died"
+    REFUSED = "refused"

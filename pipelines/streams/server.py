@@ -18,12 +18,12 @@ from pipelines.errors import SpinstreamError, WireError
 from pipelines.logs import in_session
 from pipelines.recordings import Recordings
 from pipelines.session import Site
-from pipelines.streams.conversation import LAST_WORDS_SECONDS, Outcome
 from pipelines.streams.finisher import Finisher
-from pipelines.streams.limits import Limits
+from pipelines.streams.limits import LAST_WORDS_SECONDS, Limits
+from pipelines.streams.progress import Outcome
 from pipelines.streams.server_session import ServerSession
 from pipelines.streams.turns import Turns
-from pipelines.streams.workers import Workers
+from pipelines.streams.workers import Setting, Workers
 from pipelines.wire import ERROR, Close, Connection, Text
 
 log = logging.getLogger("spinstream")
@@ -77,7 +77,7 @@ class Server(socketserver.ThreadingTCPServer):
         self.ended: Counter[Outcome] = Counter()
         self.draining = False
         site = site or Site()
-        self.workers = Workers(site, self.limits, set_up)
+        self.workers = Workers(Setting(site=site, limits=self.limits, set_up=set_up))
         self.turns = Turns(self.limits.turns or (1 if _uses_cuda(site) else None))
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Handler)

@@ -18,10 +18,9 @@ from pathlib import Path
 
 from pipelines.errors import FileError, PeerVanished, WireError
 from pipelines.recordings import Recordings
-from pipelines.streams.conversation import LAST_WORDS_SECONDS, Outcome
 from pipelines.streams.journal import Journal
-from pipelines.streams.limits import Limits
-from pipelines.streams.progress import Progress
+from pipelines.streams.limits import LAST_WORDS_SECONDS, Limits
+from pipelines.streams.progress import Outcome, Progress
 from pipelines.streams.turns import Turns
 from pipelines.streams.workers import Died, Ended, EndsTurn, WantsTurn, Worker, Workers
 from pipelines.wire import ERROR, Close, Connection, Message, Text
@@ -88,7 +87,7 @@ class ServerSession:
                 self._workers.give_back(worker)
             else:
                 worker.close()
-            listener.join()
+            self._await_end(listener)
         return Outcome.DIED if isinstance(end, Died) else end.outcome
 
     def record(self, recordings: Recordings) -> None:
@@ -204,7 +203,7 @@ class ServerSession:
         """The images are still worth having; the person at the client hears of it, and may save the data elsewhere."""
         self.recording_failed = True
         log.error("%s", error)
-        self._answer(Text(f"{ERROR}{error}\n"))
+        self._answer(self._error(str(error)))
 
     def _relay(self, inside: Connection) -> None:
         """Passes on what the worker says; only whole messages, so that an error can still follow if it dies."""
@@ -219,8 +218,11 @@ class ServerSession:
     def _tell_end(self, reason: str) -> None:
         log.error("%s", reason)
         if self._answered_at is None:
-            self._answer(Text(f"{ERROR}{reason}\n"))
+            self._answer(self._error(reason))
             self._end_answer()
+
+    def _error(self, reason: str) -> Message:
+        return Text(f"{ERROR}{reason}\n")
 
     def _end_answer(self) -> None:
         self._answered_at = time.monotonic()
@@ -235,6 +237,9 @@ class ServerSession:
             log.warning("the client does not hear any more: %s", error)
             return False
         return True
+
+    def _await_end(self, listener: threading.Thread) -> None:
+        listener.join()
 
     def _whereabouts(self) -> str:
         at = self.progress.at

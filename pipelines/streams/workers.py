@@ -7,33 +7,51 @@ interpreter takes seconds. A worker whose session ended well serves again, with 
 from __future__ import annotations
 
 import contextlib
-import logging
 import multiprocessing
-import os
-import resource
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 from functools import partial
 from multiprocessing.connection import Connection as Pipe
-from multiprocessing.reduction import recv_handle, send_handle
+from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import send_handle
+from typing import TYPE_CHECKING
 
-import psutil
-
-from pipelines.logs import in_session
-from pipelines.session import Site
-from pipelines.streams.conversation import Conversation, Outcome
 from pipelines.streams.limits import Limits
-from pipelines.streams.progress import Progress
-from pipelines.wire import Connection
+from pipelines.streams.progress import Outcome, Progress
 
-log = logging.getLogger("spinstream")
+if TYPE_CHECKING:
+    from pipelines.session import Site
 
-PROGRESS_SECONDS = 1.0
 IDLE_WORKERS = 2
 END_SECONDS = 5.0
+
+
+class Peer(Enum):
+    """Whom a worker speaks with."""
+
+    CLIENT = "client"
+    GADGETRON = "Gadgetron"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What all sessions of a worker have in common; must be picklable.
+
+    Attributes:
+        site: of this machine; None for the usual one, which then need not be loaded here.
+        limits: of the server.
+        set_up: called first in the process.
+        peer: whom it speaks with.
+    """
+
+    site: Site | None = None
+    limits: Limits = field(default_factory=Limits)
+    set_up: Callable[[], object] = object
+    peer: Peer = Peer.CLIENT
 
 
 @dataclass(frozen=True)
@@ -67,16 +85,20 @@ class Worker:
     """A process for sessions, seen from the server.
 
     Args:
-        site: of this machine.
-        limits: of the server.
-        set_up: called first in the process; must be picklable.
+        setting: of its sessions.
+        fresh: whether it is an interpreter of its own, instead of a fork of one that has loaded everything.
     """
 
-    def __init__(self, site: Site, limits: Limits, set_up: Callable[[], object]) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["pipelines.streams.preload"])
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, site, limits, set_up), daemon=True)
+    def __init__(self, setting: Setting, fresh: bool = False) -> None:
+        self._pipe, theirs = multiprocessing.Pipe()
+        if fresh:
+            self._process: BaseProcess = multiprocessing.get_context("spawn").Process(
+                target=_live, args=(theirs, setting), daemon=True
+            )
+        else:
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["pipelines.streams.preload"])
+            self._process = context.Process(target=_live, args=(theirs, setting), daemon=True)
         self._process.start()
         theirs.close()
 
@@ -86,10 +108,12 @@ class Worker:
         Raises:
             OSError: the process is gone.
         """
+        if not self._process.is_alive():
+            raise BrokenPipeError("the process is gone")
         ours, theirs = socket.socketpair()
         with theirs:
             self._pipe.send(number)
-            send_handle(self._pipe, theirs.fileno(), self._process.pid)
+            send_handle(self._pipe, theirs.fileno(), self._process.pid or 0)
         return ours
 
     def events(self, seconds: float) -> Iterator[Event | None]:
@@ -121,13 +145,12 @@ class Workers:
     """Takes and keeps workers.
 
     Args:
-        site: of this machine.
-        limits: of the server.
-        set_up: called first in each process; must be picklable.
+        setting: of all their sessions.
+        fresh: see `Worker`.
     """
 
-    def __init__(self, site: Site, limits: Limits, set_up: Callable[[], object]) -> None:
-        self._make = partial(Worker, site, limits, set_up)
+    def __init__(self, setting: Setting, fresh: bool = False) -> None:
+        self._make = partial(Worker, setting, fresh)
         self._idle: list[Worker] = []
         self._lock = threading.Lock()
 
@@ -174,81 +197,11 @@ def _how(code: int | None) -> str:
     return f"was ended by {name}{hint}"
 
 
-def _serve(pipe: Pipe, site: Site, limits: Limits, set_up: Callable[[], object]) -> None:
-    """The life of a worker; ends when the server closes its end of the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the server decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    set_up()
-    _bound_memory(limits.memory_bytes)
-    turns = _Turns(pipe)
-    while True:
-        try:
-            number = pipe.recv()
-            sock = socket.socket(fileno=recv_handle(pipe))
-        except EOFError:
-            return
-        with _session(number, sock, limits) as connection:
-            conversation = Conversation(connection, site, limits, turns)
-            with _telling(turns, conversation):
-                outcome = conversation.run()
-        turns.send(Ended(outcome))
-
-
-@contextlib.contextmanager
-def _session(number: int, sock: socket.socket, limits: Limits) -> Iterator[Connection]:
-    with in_session(number, whole_process=True), sock, Connection(sock, limits.patience_s, limits.bounds) as connection:
-        yield connection
-
-
-class _Turns:
-    """The worker's end of the pipe: asks for turns, and sends what else the server wants to know."""
-
-    def __init__(self, pipe: Pipe) -> None:
-        self._pipe = pipe
-        self._sending = threading.Lock()
-
-    def send(self, event: Event) -> None:
-        """Of a server that is gone there is nobody left to serve: the process ends."""
-        try:
-            with self._sending:
-                self._pipe.send(event)
-        except OSError:
-            os._exit(1)
-
-    @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
-        self.send(WantsTurn())
-        try:
-            self._pipe.recv()
-        except EOFError:
-            os._exit(1)
-        try:
-            yield
-        finally:
-            self.send(EndsTurn())
-
-
-@contextlib.contextmanager
-def _telling(turns: _Turns, conversation: Conversation) -> Iterator[None]:
-    """Sends the progress of a conversation while it lasts, and once more at its end."""
-    over = threading.Event()
-
-    def tell() -> None:
-        while not over.wait(PROGRESS_SECONDS):
-            turns.send(conversation.progress())
-
-    teller = threading.Thread(target=tell, daemon=True)
-    teller.start()
+def _live(pipe: Pipe, setting: Setting) -> None:
+    """The life of a worker. What it computes with is loaded here: a server need not have it."""
     try:
-        yield
-    finally:
-        over.set()
-        teller.join()
-        turns.send(conversation.progress())
-
-
-def _bound_memory(more: int | None) -> None:
-    """Allocations beyond the limit fail, in the session that asks for them."""
-    if more is not None:
-        limit = psutil.Process().memory_info().data + more
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        from pipelines.streams.worker_process import live
+    except Exception as error:
+        pipe.send(Died(f"cannot start: {type(error).__name__}: {error}"))
+        raise
+    live(pipe, setting)
