@@ -376,5 +376,5 @@ def _reason(error: ssl.SSLError, tls: ssl.SSLObject) -> str:
     if isinstance(error, ssl.SSLEOFError):
         return "the peer ended the connection without a word"
     if error.reason in NOT_TLS:
-        return f"the {peer} does not speak TLS here"
+        return f"what the {peer} sends is not TLS"
     return REASONS.get(error.reason, f"TLS: {error.reason or error}")

@@ -323,7 +323,7 @@ def test_a_plain_client_hears_that_the_server_speaks_tls(files, shake_hands):
     with pytest.raises(WireError, match="this server speaks TLS only"):
         run(at, None)
     wait_until(lambda: failures)
-    assert failures == ["no TLS handshake: the client does not speak TLS here"]
+    assert failures == ["no TLS handshake: what the client sends is not TLS"]
 
 
 def test_a_plain_client_that_sends_a_name_hears_it_too(files, shake_hands):
@@ -335,7 +335,7 @@ def test_a_plain_client_that_sends_a_name_hears_it_too(files, shake_hands):
 
 
 def test_a_server_that_speaks_plain(address, files):
-    with pytest.raises(WireError, match="no TLS handshake: the server does not speak TLS here"):
+    with pytest.raises(WireError, match="no TLS handshake: what the server sends is not TLS"):
         run(address, client_context(files.ca))
 
 
