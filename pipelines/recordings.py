@@ -112,7 +112,7 @@ class Recordings:
                     sync_folder(journal.parent)
         except FileError as error:
             raise FileError(f"{error}; it stays a journal") from error
-        except (OSError, RuntimeError) as error:  # HDF5 has its own ways to say that the disk is full
+        except OSError as error:
             raise FileError(f"{journal}: cannot be finished, and stays a journal: {error}") from error
         return finished if finished.exists() else None
 
@@ -203,7 +203,6 @@ def _convert(journal: Path, finished: Path) -> None:
     Raises:
         FileError: not all of it can be.
         OSError: the disk refuses.
-        RuntimeError: likewise.
     """
     part = finished.with_suffix(PART)
     try:
@@ -214,10 +213,8 @@ def _convert(journal: Path, finished: Path) -> None:
                 raise FileError(
                     f"{journal}: holds {source.images} images, which would not be replayed from an .h5 file"
                 )
-            os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
             with RawFileWriter(part) as target:
                 _copy(source, target)
-        _sync(part)
         part.rename(finished)
         sync_folder(finished.parent)
     finally:
@@ -239,12 +236,6 @@ def _copy(source: JournalFile, target: RawFileWriter) -> None:
         target.note("dropped", source.dropped)
     for item in source.items():
         target.write(item)
-    target.flush()
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _when(path: Path) -> datetime:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import h5py
 import ismrmrd
@@ -18,14 +21,18 @@ BYTES = h5py.special_dtype(vlen=bytes)
 
 
 class RawFileWriter:
-    """Writes one measurement as group "dataset". OSError or RuntimeError of HDF5 when the disk refuses.
+    """Writes one measurement as group "dataset". All of it is on disk at the end of the `with` block.
 
     Args:
-        path: of the file, made anew.
+        path: of the file, made anew, for the eyes of its owner only.
+
+    Raises:
+        OSError: (`write` and the end of the block) the disk is full or broken.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = h5py.File(path, "w")
+        self._disk = _Disk(path)
+        self._file = h5py.File(self._disk, "w")
         self._group = self._file.create_group("dataset")
         self._acquisitions = _Blocks(self._group, "data", acquisition_dtype)
         self._waveforms = _Blocks(self._group, "waveforms", waveform_dtype)
@@ -33,8 +40,16 @@ class RawFileWriter:
     def __enter__(self) -> RawFileWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._acquisitions.write()
+                self._waveforms.write()
+        finally:
+            self._file.close()
+            self._disk.close()
+        if kind is None:
+            self._disk.check()
 
     def write_text(self, name: str, *texts: str) -> None:
         """Stores texts as a dataset; the MRD header is called "xml"."""
@@ -51,12 +66,44 @@ class RawFileWriter:
             self._acquisitions.append(item, traj=item.traj.reshape(-1), data=samples.reshape(-1))
         else:
             self._waveforms.append(item, data=item.data.reshape(-1))
+        self._disk.check()
 
-    def flush(self) -> None:
-        """Hands all that came to the file system."""
-        self._acquisitions.write()
-        self._waveforms.write()
-        self._file.flush()
+
+class _Disk(FileIO):
+    """The file below HDF5, which crashes where a write fails: it is not told, and `check` raises the reason instead."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+", opener=lambda name, flags: os.open(name, flags, 0o600))
+        self._failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while rest and self._failure is None:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self._failure = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self._failure = self._failure or error
+            return self.tell() if size is None else size
+
+    def close(self) -> None:
+        try:
+            if not self.closed:
+                os.fsync(self.fileno())
+        except OSError as error:
+            self._failure = self._failure or error
+        super().close()
+
+    def check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
 
 class _Blocks:
