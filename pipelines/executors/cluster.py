@@ -34,7 +34,9 @@ MOST_DEATHS = 3
 LOOK_S = 1.0
 CONNECT_S = 10.0
 PATIENCE_S = 60.0
+"""Without any worker."""
 TRANSFER_S = 60.0
+"""For a result that is done."""
 LARGEST_FRAME = "16 GiB"
 """Without a warning of Dask that it goes by way of the scheduler; so it survives the death of a worker."""
 
@@ -46,17 +48,16 @@ class Cluster:
         address: of the scheduler, such as tcp://host:8786. Where it starts with tls://, keys and certificates are those
             of Dask's configuration.
         device: where results are wanted.
-        patience_s: how long there may be no worker.
 
     Raises:
         ClusterError: `distributed` is not installed, or there is no scheduler at the address.
     """
 
-    def __init__(self, address: str, device: torch.device, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, address: str, device: torch.device) -> None:
         self.nudge: Callable[[], object] = lambda: None
         self._address = address
         self._device = device
-        self._patience_s = patience_s
+
         self._client = _connect(address)
         self._changed = threading.Event()
         self._notes: SimpleQueue[str] = SimpleQueue()
@@ -100,9 +101,9 @@ class Cluster:
             self._looked = time.monotonic()
         if self._threads:
             self._last_seen = now
-        elif now - self._last_seen > self._patience_s:
+        elif now - self._last_seen > PATIENCE_S:
             raise ClusterError(
-                f"the cluster {self._address} has had no worker for {self._patience_s:g} s; start one on each machine "
+                f"the cluster {self._address} has had no worker for {PATIENCE_S:g} s; start one on each machine "
                 f"that shall compute: dask worker {self._address} --nthreads 1"
             )
         return max(FRAMES_PER_THREAD * self._threads, 1)

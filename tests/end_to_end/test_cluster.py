@@ -1,0 +1,158 @@
+"""A simulated scan whose frames are computed on a Dask cluster, against the same in one process."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import ismrmrd
+import numpy as np
+import pytest
+import torch
+from distributed import LocalCluster
+
+from benchmarks.cluster import dask_cluster, images_of, require_equal, simulate_slices
+from gadgets.frame import Frame, Samples, Space
+from gadgets.gadget import Gadget, Session
+from pipelines.chain import Chain
+from pipelines.definition import find_definition
+from pipelines.errors import ClusterError, GadgetError, PeerVanished
+from pipelines.executors import cluster as cluster_module
+from pipelines.executors.cluster import Cluster
+from pipelines.session import Site, open_chain, read_header
+from pipelines.simulate import SimulationSettings, simulate
+from pipelines.streams.file import RawFile
+
+from scans import header
+
+LOOPBACK = "127.0.0.1:0"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    path = tmp_path_factory.mktemp("small") / "raw.h5"
+    simulate(path, SimulationSettings(matrix=(32, 32), coils=3, shots=2, slices=3))
+    return path
+
+
+@pytest.fixture(scope="module")
+def scheduler():
+    """Two workers in threads of this process."""
+    with LocalCluster(processes=False, n_workers=2, threads_per_worker=1, dashboard_address=LOOPBACK) as cluster:
+        yield cluster.scheduler_address
+
+
+@pytest.fixture
+def session(tmp_path):
+    """Runs a file through a pipeline; yields what comes out."""
+
+    def run(raw, pipeline="cg_sense", cluster=None, tell=lambda text: None, require_client=lambda: None, **settings):
+        site = Site(device="cpu", state_folder=tmp_path, cluster=cluster)
+        definition = find_definition(pipeline, site.definitions).override(settings, "test", local=True)
+        with RawFile(raw) as file:
+            chain = open_chain(definition, read_header(file.header_xml), site, tell, require_client)
+            yield from chain.run(file.items())
+
+    return run
+
+
+def by_series(images: list[ismrmrd.Image]) -> dict[int, list[ismrmrd.Image]]:
+    return {index: [i for i in images if i.image_series_index == index] for index in (1, 2)}
+
+
+def assert_equal(images, expected):
+    assert len(images) == len(expected)
+    for series, its_images in by_series(expected).items():
+        got = by_series(images)[series]
+        assert [image.getHead() for image in got] == [image.getHead() for image in its_images]
+        for image, other in zip(got, its_images, strict=True):
+            np.testing.assert_array_equal(image.data, other.data)
+            assert image.meta == other.meta
+
+
+def test_images_previews_notes_and_histories_are_those_of_one_process(small, session, scheduler):
+    told_here, told_there = [], []
+    here = list(session(small, tell=told_here.append))
+    there = list(session(small, cluster=scheduler, tell=told_there.append))
+    assert_equal(there, here)
+    assert told_there == told_here
+    assert len(here) == 6
+
+
+def frame() -> Frame:
+    space = Space((1, 4, 4), (1.0, 4.0, 4.0), (1, 4, 4), (1.0, 4.0, 4.0))
+    nothing = torch.zeros(0)
+    return Frame(Samples(nothing, nothing), nothing, space, ismrmrd.AcquisitionHeader())
+
+
+class Raises(Gadget[Frame]):
+    """What no gadget should."""
+
+    takes = Frame
+    per_frame = True
+
+    def take(self, item):
+        raise KeyError("no such thing")
+
+
+def test_a_gadget_that_fails_on_a_worker_says_what_it_says_here(scheduler):
+    session = Session(header())
+    running = Chain([Raises()], session, executor=Cluster(scheduler, session.device))
+    label = "slice 0, contrast 0, repetition 0"
+    with pytest.raises(GadgetError, match=f"^Raises failed on {label}: KeyError: 'no such thing'$"):
+        list(running.run([frame()]))
+
+
+class Endless(Gadget[Frame]):
+    """Computes until nobody wants it any more."""
+
+    takes = Frame
+    per_frame = True
+    began, ended = threading.Event(), threading.Event()
+
+    def take(self, item):
+        self.began.set()
+        try:
+            while True:
+                self.session.require_client()
+                time.sleep(0.01)
+                yield from ()
+        except PeerVanished:
+            self.ended.set()
+
+
+def test_a_client_that_leaves_stops_a_gadget_that_is_at_work(scheduler):
+    def require_client():
+        if Endless.began.wait(0):
+            raise PeerVanished("the peer is gone")
+
+    session = Session(header(), require_client=require_client)
+    running = Chain([Endless()], session, executor=Cluster(scheduler, session.device))
+    with pytest.raises(PeerVanished, match=r"^the peer is gone$"):
+        list(running.run([frame()]))
+    assert Endless.ended.wait(5)
+
+
+def test_a_cluster_without_workers_is_reported(small, session, monkeypatch):
+    monkeypatch.setattr(cluster_module, "PATIENCE_S", 0.2)
+    told = pytest.raises(ClusterError, match=r"has had no worker for 0.2 s; start one .*: dask worker inproc://")
+    with LocalCluster(processes=False, n_workers=0, dashboard_address=LOOPBACK) as empty, told:
+        list(session(small, cluster=empty.scheduler_address))
+
+
+@pytest.mark.slow
+def test_images_are_the_same_when_a_worker_is_killed_in_the_middle(tmp_path):
+    """Twenty slices on three processes, of which one dies."""
+    raw, told, images = tmp_path / "raw.h5", [], []
+    simulate_slices(raw, 20, 64)
+    expected = list(images_of(raw, "cg_sense"))
+    with dask_cluster(2) as processes:
+        for image in images_of(raw, "cg_sense", processes.address, told.append):
+            images.append(image)
+            if len(images) == 10:
+                processes.workers[0].kill()
+        assert processes.workers[0].wait(10) == -9
+        assert processes.workers[1].poll() is None
+    require_equal(images, expected)
+    assert len(expected) == 40
+    assert any("is gone" in text and "(attempt 2)" in text for text in told)
