@@ -16,6 +16,7 @@ from typing import Any
 
 import ismrmrd
 from lxml import etree
+from xsdata.formats.dataclass.context import XmlContext
 from xsdata.formats.dataclass.parsers import XmlParser
 from xsdata.formats.dataclass.parsers.config import ParserConfig
 from xsdata.formats.dataclass.parsers.handlers import LxmlEventHandler
@@ -37,6 +38,10 @@ UINT16 = 2**16 - 1
 INT64 = 2**63
 COMPLEX64_BYTES = 8
 MOST_INTERLEAVES = 4096
+
+
+_BINDINGS = XmlContext()
+"""What xsdata knows of the classes of a header; costly to find out."""
 
 
 def read_header(xml: str, bounds: Bounds = BOUNDS) -> Header:
@@ -125,7 +130,7 @@ def _plain(root: etree._Element) -> etree._Element:
 
 
 def _bound(root: etree._Element) -> Header:
-    parser = XmlParser(config=ParserConfig(fail_on_converter_warnings=True), handler=_Handler)
+    parser = XmlParser(config=ParserConfig(fail_on_converter_warnings=True), handler=_Handler, context=_BINDINGS)
     try:
         return parser.parse(copy.deepcopy(root), ismrmrd.xsd.ismrmrdHeader)
     except _FieldError as error:
