@@ -46,7 +46,7 @@ def parameters(settings: Sequence[str]) -> dict[str, str]:
     return values
 
 
-def address(text: str) -> tuple[str, int]:
+def address(text: str, option: str) -> tuple[str, int]:
     """Host and port.
 
     Raises:
@@ -54,5 +54,5 @@ def address(text: str) -> tuple[str, int]:
     """
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isdigit() or int(port) > 65535:
-        raise click.UsageError(f"--to {text}: expected HOST:PORT")
+        raise click.UsageError(f"{option} {text}: expected HOST:PORT")
     return host.strip("[]"), int(port)

@@ -8,16 +8,18 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import click
 
 from pipelines.bounds import MEBIBYTE, Bounds
-from pipelines.commands.options import DEVICES, EXISTING_FILE, EXISTING_FOLDER, FOLDER
+from pipelines.commands.options import DEVICES, EXISTING_FILE, EXISTING_FOLDER, FOLDER, address
 from pipelines.definition import DEFINITIONS
 from pipelines.errors import SpinstreamError
 from pipelines.logs import configure
+from pipelines.monitor import Monitor
 from pipelines.recordings import Recordings
 from pipelines.session import Site
 from pipelines.streams.limits import Limits
@@ -74,6 +76,7 @@ GIBIBYTE = 1 << 30
 @click.option("--tls-cert", type=EXISTING_FILE, help="Speak TLS, with this certificate (PEM).")
 @click.option("--tls-key", type=EXISTING_FILE, help="Its key (PEM, without a password).")
 @click.option("--tls-clients", type=EXISTING_FILE, help="Take only clients with certificates signed by these (PEM).")
+@click.option("--monitor", metavar="HOST:PORT", help="Show /metrics (Prometheus), /healthz and /readyz there.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def serve(**options: Any) -> None:
     """Serve MRD clients (Gadgetron's protocol) until SIGTERM or Ctrl-C; a second one does not wait for sessions."""
@@ -84,7 +87,8 @@ def serve(**options: Any) -> None:
         server = Server(host, port, _site(options), _limits(options), _recordings(options), _border(options), set_up)
     except OSError as error:
         raise SpinstreamError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
-    with server:
+    monitor = options["monitor"]
+    with server, Monitor(*address(monitor, "--monitor"), server.status) if monitor else nullcontext():
         hurry = _stop_on_signals(server)
         click.echo("listening on {}:{}".format(*server.server_address[:2]))
         server.serve_forever()

@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import os
+import shutil
 import socket
 import socketserver
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 from pipelines.errors import SpinstreamError, WireError
 from pipelines.logs import in_session
+from pipelines.monitor import ServerStatus, SessionStatus, Totals
 from pipelines.recordings import Recordings
 from pipelines.session import Site
 from pipelines.streams.finisher import Finisher
@@ -29,6 +32,7 @@ from pipelines.wire import ERROR, Close, Connection, Text
 log = logging.getLogger("spinstream")
 
 POLL_SECONDS = 0.02
+ALIVE_SECONDS = 10.0
 
 Border = Callable[[socket.socket], socket.socket]
 """What stands between the network and a session, such as TLS: gives the socket to speak with."""
@@ -48,7 +52,7 @@ class Server(socketserver.ThreadingTCPServer):
 
     Attributes:
         sessions: that run.
-        ended: sessions by how they ended.
+        totals: of the sessions that have ended.
         draining: whether no more clients are taken.
     """
 
@@ -74,14 +78,51 @@ class Server(socketserver.ThreadingTCPServer):
         self.numbers = itertools.count(1)
         self.places = threading.BoundedSemaphore(self.limits.sessions)
         self.sessions: set[ServerSession] = set()
-        self.ended: Counter[Outcome] = Counter()
+        self.totals = Totals()
         self.draining = False
+        self._counting = threading.Lock()
+        self._accepting = time.monotonic()
         site = site or Site()
         self.workers = Workers(Setting(site=site, limits=self.limits, set_up=set_up))
         self.turns = Turns(self.limits.turns or (1 if _uses_cuda(site) else None))
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Handler)
         self.workers.warm_up()
+
+    def status(self) -> ServerStatus:
+        """How it is, for a monitor."""
+        sessions = [session.status() for session in list(self.sessions)]
+        reason = self.unready()
+        return ServerStatus(
+            alive=self.draining or time.monotonic() - self._accepting < ALIVE_SECONDS,
+            ready=not reason,
+            reason=reason,
+            draining=self.draining,
+            places=self.limits.sessions,
+            sessions=sessions,
+            totals=self.totals,
+            recordings_free_bytes=None if self.recordings is None else _free_bytes(self.recordings.folder),
+        )
+
+    def service_actions(self) -> None:
+        """Called by `serve_forever` again and again."""
+        self._accepting = time.monotonic()
+
+    def ended(self, session: SessionStatus | None, outcome: Outcome) -> None:
+        """Counts a session; None is one that did not begin."""
+        with self._counting:
+            totals = self.totals.ended(outcome)
+            self.totals = totals if session is None else totals.including(session)
+
+    def unready(self) -> str:
+        """Why a new client would not be served; empty if it would."""
+        if self.draining:
+            return "the server is being stopped"
+        if len(self.sessions) >= self.limits.sessions:
+            return f"all {self.limits.sessions} sessions of this server are in use"
+        if self.recordings is not None and not os.access(self.recordings.folder, os.W_OK | os.X_OK):
+            return "the folder of the recordings cannot be written"
+        return ""
 
     def drain(self, seconds: float, hurry: threading.Event | None = None) -> bool:
         """Takes no more clients, and waits for the running sessions; call `shutdown` before.
@@ -136,9 +177,8 @@ class _Handler(socketserver.BaseRequestHandler):
     def _serve(self, sock: socket.socket, number: int) -> None:
         server = self.server
         if server.draining or not server.places.acquire(blocking=False):
-            server.ended[Outcome.REFUSED] += 1
-            full = f"all {server.limits.sessions} sessions of this server are in use"
-            _refuse(sock, f"{'the server is being stopped' if server.draining else full}; try again later")
+            server.ended(None, Outcome.REFUSED)
+            _refuse(sock, f"{server.unready() or 'no place is free'}; try again later")
             return
         try:
             self._record_and_run(sock, number)
@@ -151,10 +191,12 @@ class _Handler(socketserver.BaseRequestHandler):
         if server.recordings is not None:
             session.record(server.recordings)
         server.sessions.add(session)
+        outcome = Outcome.FAILED
         try:
-            server.ended[session.run()] += 1
+            outcome = session.run()
         finally:
             server.sessions.discard(session)
+            server.ended(session.status(), outcome)
             journal = session.end_recording()
             if journal is not None and server.finisher is not None:
                 server.finisher.finish(journal)
@@ -171,3 +213,10 @@ def _refuse(sock: socket.socket, reason: str) -> None:
 
 def _uses_cuda(site: Site) -> bool:
     return site.device != "cpu" and torch.cuda.device_count() > 0
+
+
+def _free_bytes(folder: Path) -> int:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:  # the folder is gone
+        return 0

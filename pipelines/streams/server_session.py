@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipelines.errors import FileError, PeerVanished, WireError
+from pipelines.monitor import SessionStatus
 from pipelines.recordings import Recordings
 from pipelines.streams.journal import Journal
 from pipelines.streams.limits import LAST_WORDS_SECONDS, Limits
@@ -106,6 +107,15 @@ class ServerSession:
         except FileError as error:
             self._lose_recording(error)
         return self.journal.path
+
+    def status(self) -> SessionStatus:
+        """How it is, for a monitor."""
+        return SessionStatus(
+            number=self.number,
+            progress=self.progress,
+            recorded_bytes=0 if self.journal is None else self.journal.size,
+            recording_failed=self.recording_failed,
+        )
 
     def dismiss(self, reason: str) -> None:
         """Tells the client why, and ends the session at once; called from another thread than `run`."""
