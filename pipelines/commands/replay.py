@@ -78,7 +78,6 @@ def replay(
     if to and (device or seed is not None or cluster):
         raise click.UsageError("--device, --seed and --cluster are the server's to choose when streaming with --to")
     tls = _tls(to, tls_ca, tls_cert, tls_key)
-    sinks = Outputs(output, dicom, nifti, png, overwrite)
     if not any([output, dicom, nifti, png]):
         raise click.UsageError("nowhere to put the images: give -o, --dicom, --nifti or --png")
     if output and output.exists() and output.samefile(raw):
@@ -86,7 +85,8 @@ def replay(
     if output and output.exists() and output.is_dir() != raw.is_dir():
         kinds = ("folder", "file") if raw.is_dir() else ("file", "folder")
         raise click.UsageError(f"-o {output}: {raw} is a {kinds[0]}, so expected a {kinds[0]}, got a {kinds[1]}")
-    server = address(to) if to else None
+    values = parameters(settings)
+    server = address(to, "--to") if to else None
     site = Site(device=device or "auto", seed=seed or 0, cluster=cluster)
 
     def run(path: Path, outputs: Outputs, note: Callable[[str], None], show: Progress) -> int:
@@ -94,7 +94,7 @@ def replay(
             raw=path,
             pipeline=pipeline,
             group=group,
-            parameters=parameters(settings),
+            parameters=values,
             realtime=realtime,
             tick_ms=tick_ms,
         )
@@ -107,11 +107,12 @@ def replay(
             raise SpinstreamError(f"{path}: the pipeline ran to its end, but no image came out; see its notes above")
         return sinks.images
 
+    outputs = Outputs(output, dicom, nifti, png, overwrite)
     with logging_redirect_tqdm():
         if raw.is_dir():
-            _folder(raw, run, sinks, FILES_AT_ONCE if cluster else 1)
+            _folder(raw, run, outputs, FILES_AT_ONCE if cluster else 1)
         else:
-            click.echo(f"{run(raw, sinks, note, progress)} images")
+            click.echo(f"{run(raw, outputs, note, progress)} images")
 
 
 @dataclass(frozen=True)
@@ -132,11 +133,8 @@ class Outputs:
         """Of one file where these are the folders for all."""
         if self.mrd:
             self.mrd.mkdir(parents=True, exist_ok=True)
-        return Outputs(
-            self.mrd and self.mrd / f"{name}.h5",
-            *(folder and folder / name for folder in (self.dicom, self.nifti, self.png)),
-            self.overwrite,
-        )
+        mrd, dicom, nifti, png = (folder and folder / name for folder in (self.mrd, self.dicom, self.nifti, self.png))
+        return Outputs(mrd and mrd.with_name(f"{name}.h5"), dicom, nifti, png, self.overwrite)
 
 
 def _folder(
