@@ -60,7 +60,7 @@ class RawFileWriter:
         self._group.attrs[name] = text
 
     def write(self, item: ismrmrd.Acquisition | ismrmrd.Waveform) -> None:
-        """Stores one item, by `flush` at the latest."""
+        """Stores one item, at the latest at the end of the `with` block."""
         if isinstance(item, ismrmrd.Acquisition):
             samples = np.ascontiguousarray(item.data, np.complex64).view(np.float32)
             self._acquisitions.append(item, traj=item.traj.reshape(-1), data=samples.reshape(-1))

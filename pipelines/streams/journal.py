@@ -41,6 +41,8 @@ SMALL_BUFFER = 512
 
 WIDE = replace(BOUNDS, text_bytes=1 << 30, data_bytes=16 << 30, channels=0xFFFF)
 """What a site took need not be within the bounds of whoever reads it later."""
+LONGEST_PART = 64 << 20
+"""A message of which more than this is there, but not all, is rather one that lies about its length."""
 
 DATA = (ismrmrd.Acquisition, ismrmrd.Waveform, ismrmrd.Image)
 
@@ -181,7 +183,7 @@ class JournalFile:
         waveforms: likewise.
         images: likewise.
         dropped: what is missing at the end, in words; None where the client's close is there.
-        readable: False if bytes came that are no message; what follows them is dropped.
+        readable: False if bytes came that are no message, or no likely part of one; what follows them is dropped.
 
     Raises:
         NothingRecorded: it is readable, but has not come to the MRD header.
@@ -242,6 +244,9 @@ class JournalFile:
                 self._messages += 1
                 whole = stream.tell()
         except PeerVanished as error:
+            if isinstance(error.__cause__, OSError):
+                raise error.__cause__ from None
+            self.readable = size - whole <= LONGEST_PART
             self.dropped = f"its last {size - whole} bytes are part of a message: {error}"
         except MalformedMessage as error:
             self.readable = False

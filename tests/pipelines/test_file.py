@@ -5,6 +5,7 @@ import pytest
 
 from pipelines.errors import FileError
 from pipelines.streams.file import BLOCK, RawFile
+from pipelines.wire import ConfigFile, ConfigText
 
 from mrd_items import HEADER_XML, acquisition
 
@@ -94,3 +95,30 @@ def test_a_dataset_of_something_else(tmp_path, content):
         file["dataset/data"] = content
     with pytest.raises(FileError, match="the dataset 'data' of group 'dataset' holds no MRD acquisitions"):
         RawFile(tmp_path / "a.h5")
+
+
+def test_what_others_call_config_is_taken_only_as_text(tmp_path):
+    write(tmp_path / "a.h5", [acquisition(0)])
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        file["dataset/config"] = np.zeros((1, 3))
+        file["dataset/config_file"] = [7]
+        file["dataset"].attrs["dropped"] = 3
+    with RawFile(tmp_path / "a.h5") as raw:
+        assert (raw.config, raw.parameters, raw.dropped) == (None, None, None)
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        del file["dataset/config"]
+        file.create_dataset("dataset/config", data=[b"<\xff>"], dtype=h5py.special_dtype(vlen=bytes))
+    with pytest.raises(FileError, match="the text 'config' is not UTF-8"):
+        RawFile(tmp_path / "a.h5")
+
+
+def test_a_config_that_python_ismrmrd_server_kept(tmp_path):
+    write(tmp_path / "a.h5", [acquisition(0)])
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        file.create_dataset("dataset/config", data=[b"<configuration/>"], dtype=h5py.special_dtype(vlen=bytes))
+    with RawFile(tmp_path / "a.h5") as raw:
+        assert raw.config == ConfigText("<configuration/>")
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        file.create_dataset("dataset/config_file", data=["cg_sense"], dtype=h5py.special_dtype(vlen=str))
+    with RawFile(tmp_path / "a.h5") as raw:
+        assert raw.config == ConfigFile("cg_sense")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from contextlib import closing
+from io import FileIO
 
 import ismrmrd
 import numpy as np
@@ -95,6 +96,32 @@ def test_what_is_no_message_is_dropped_and_told(tmp_path, tail, reason):
         assert not raw.readable
         with pytest.raises(AssertionError, match=reason):
             raise AssertionError(raw.dropped)
+
+
+def test_a_length_that_would_swallow_the_rest_is_not_taken_for_a_cut(tmp_path):
+    liar = bytearray(recorded(acquisition(1)))
+    head = ismrmrd.AcquisitionHeader.from_buffer(liar, 2)
+    head.active_channels, head.number_of_samples = 50000, 60000
+    del head
+    path = write(tmp_path / "a.mrd", recorded(*OPENING, acquisition(0)), liar)
+    with JournalFile(path) as raw:
+        assert (raw.acquisitions, raw.readable) == (1, True)
+    os.truncate(path, path.stat().st_size + journal_module.LONGEST_PART)  # as if many more had come
+    with JournalFile(path) as raw:
+        assert (raw.acquisitions, raw.readable) == (1, False)
+
+
+def test_a_disk_that_cannot_be_read_is_not_taken_for_a_cut(tmp_path, monkeypatch):
+    class Broken(FileIO):
+        def readinto(self, buffer):
+            if self.tell():
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().readinto(buffer)
+
+    monkeypatch.setattr(journal_module, "FileIO", Broken)
+    path = write(tmp_path / "a.mrd", recorded(*OPENING, Text("a" * 1000), Close()))
+    with pytest.raises(FileError, match=r"a\.mrd: cannot be read: Input/output error"):
+        JournalFile(path)
 
 
 @pytest.mark.parametrize("start", [b"GET / HTTP/1.1\r\n", recorded(ConfigFile("a"), acquisition(0))])
