@@ -214,15 +214,32 @@ def test_no_log_and_no_error_names_the_patient(site, caplog, capfd, malformation
         assert not [text for text in said if secret.lower() in text.lower()]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{SENTINEL} moved",
+        f'{{"parameters": ["{SENTINEL}"]}}',
+        f'{{"parameters": {{"Blurts.x": ["{SENTINEL}"]}}}}',
+        f'{{"parameters": {{"patient": "{SENTINEL}"}}, "{SENTINEL}": 1}}',
+    ],
+)
+def test_no_log_repeats_what_the_client_says(site, caplog, text):
+    caplog.set_level(logging.DEBUG)
+    config = ConfigText(configuration("Blurts"))
+    assert list(converse(replace(site, registry={"Blurts": Blurts}), config, HEADER_XML, Text(text), Text(text)))
+    assert caplog.text
+    assert SENTINEL not in caplog.text
+
+
 def converse(site, *opening):
     """The texts that a client hears in a conversation that is held in this process."""
-    config, header = opening
+    config, header, *others = opening
     ours, theirs = socket.socketpair()
     with ours, theirs, Connection(ours, 5.0) as server, Connection(theirs, 5.0) as client:
         conversation = Conversation(server, site, Limits(), contextlib.nullcontext)
         thread = threading.Thread(target=conversation.run)
         thread.start()
-        for message in (config, HeaderText(header), acquisition(0), Close()):
+        for message in (config, HeaderText(header), *others, acquisition(0), Close()):
             client.send(message)
         while not isinstance(message := client.receive(), Close):
             yield message.text
