@@ -44,6 +44,7 @@ class Processes:
     """A scheduler and its workers on this machine."""
 
     address: str
+    scheduler: subprocess.Popen[bytes]
     workers: list[subprocess.Popen[bytes]]
 
 
@@ -58,7 +59,7 @@ def dask_cluster(workers: int) -> Iterator[Processes]:
             _wait_for(lambda: place.exists() and b"address" in place.read_bytes())
             join = ["worker", "--scheduler-file", str(place), "--host", "127.0.0.1", "--nthreads", "1", "--no-nanny"]
             started += [_dask(*join, "--local-directory", folder) for _ in range(workers)]
-            cluster = Processes(_address(place), started[1:])
+            cluster = Processes(_address(place), scheduler, started[1:])
             _wait_for(lambda: _threads(cluster.address) == workers)
             yield cluster
         finally:

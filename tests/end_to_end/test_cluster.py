@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
+from pathlib import Path
 
 import ismrmrd
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from distributed import LocalCluster
+from dying_gadget import Dies
 
 from benchmarks.cluster import dask_cluster, images_of, require_equal, simulate_slices
 from gadgets.frame import Frame, Samples, Space
 from gadgets.gadget import Gadget, Session
 from pipelines.chain import Chain
+from pipelines.cli import main
 from pipelines.definition import find_definition
 from pipelines.errors import ClusterError, GadgetError, PeerVanished
 from pipelines.executors import cluster as cluster_module
 from pipelines.executors.cluster import Cluster
+from pipelines.executors.part_solver import solver_of_this_machine
 from pipelines.session import Site, open_chain, read_header
 from pipelines.simulate import SimulationSettings, simulate
 from pipelines.streams.file import RawFile
@@ -72,8 +78,9 @@ def assert_equal(images, expected):
 
 def test_images_previews_notes_and_histories_are_those_of_one_process(small, session, scheduler):
     told_here, told_there = [], []
-    here = list(session(small, tell=told_here.append))
-    there = list(session(small, cluster=scheduler, tell=told_there.append))
+    quick = {"CoilMaps.method": "walsh", "CgSense.iterations": "5"}
+    here = list(session(small, tell=told_here.append, **quick))
+    there = list(session(small, cluster=scheduler, tell=told_there.append, **quick))
     assert_equal(there, here)
     assert told_there == told_here
     assert len(here) == 6
@@ -156,3 +163,46 @@ def test_images_are_the_same_when_a_worker_is_killed_in_the_middle(tmp_path):
     require_equal(images, expected)
     assert len(expected) == 40
     assert any("is gone" in text and "(attempt 2)" in text for text in told)
+
+
+@pytest.mark.slow
+def test_a_frame_that_kills_its_workers_is_named_and_given_up(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    told = []
+    with dask_cluster(4) as processes:
+        session = Session(header(), tell=told.append)
+        running = Chain([Dies()], session, executor=Cluster(processes.address, session.device))
+        with pytest.raises(
+            ClusterError, match=r"^Dies on slice 0, contrast 0, repetition 0: 3 workers .* died over it"
+        ):
+            list(running.run([frame()]))
+    assert sum("is gone" in text for text in told) >= 2
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_dies_ends_the_session_with_an_error(tmp_path):
+    raw, images = tmp_path / "raw.h5", []
+    simulate_slices(raw, 8, 64)
+    began = None
+    with dask_cluster(1) as processes, pytest.raises(ClusterError, match="cluster"):
+        for image in images_of(raw, "cg_sense", processes.address):
+            images.append(image)
+            if began is None:
+                processes.scheduler.kill()
+                began = time.monotonic()
+    assert time.monotonic() - began < 60
+
+
+def test_a_folder_is_spread_over_a_cluster_and_its_workers_forget_it(small, scheduler, tmp_path):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    raw.mkdir()
+    for name in ("a.h5", "b.h5"):
+        shutil.copy(small, raw / name)
+    arguments = ["replay", raw, "-p", "preview", "-o", out, "--cluster", scheduler]
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in out.iterdir()) == ["a.h5", "b.h5"]
+    deadline = time.monotonic() + 5
+    while solver_of_this_machine()._open and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not solver_of_this_machine()._open
