@@ -82,6 +82,8 @@ class Chain:
         self._elsewhere: dict[int, tuple[Elsewhere, int]] = {}
         if executor is not None:
             self._elsewhere = dict(self._parts(executor, headers))
+            if not self._elsewhere:
+                session.tell("No gadget of this pipeline may compute elsewhere; everything is computed here.")
 
     def run(self, items: Iterable[object]) -> Iterator[object]:
         """Yields the MRD items that come out; frames end their way at the end of the chain.

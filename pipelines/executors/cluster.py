@@ -6,11 +6,13 @@ and what its workers say becomes notes. Members of a Dask cluster execute what t
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -37,6 +39,8 @@ PATIENCE_S = 60.0
 """Without any worker."""
 TRANSFER_S = 60.0
 """For a result that is done."""
+GONE = OSError, TimeoutError, CancelledError
+"""What Dask raises when the scheduler does not answer."""
 LARGEST_FRAME = "16 GiB"
 """Without a warning of Dask that it goes by way of the scheduler; so it survives the death of a worker."""
 
@@ -57,14 +61,13 @@ class Cluster:
         self.nudge: Callable[[], object] = lambda: None
         self._address = address
         self._device = device
-
         self._client = _connect(address)
         self._changed = threading.Event()
         self._notes: SimpleQueue[str] = SimpleQueue()
         self._parts: set[str] = set()
         self._frames: dict[str, str] = {}
         self._workers: defaultdict[str, list[str]] = defaultdict(list)
-        self._threads, self._looked, self._last_seen = 0, -LOOK_S, time.monotonic()
+        self._threads, self._looked, self._last_seen = 0, -math.inf, time.monotonic()
         self._client.subscribe_topic(TOPIC, self._hear)
 
     def submit(self, part: Part, frame: Frame, noise_known: bool) -> _Submitted:
@@ -96,7 +99,7 @@ class Cluster:
         if now - self._looked >= LOOK_S:
             try:
                 self._threads = sum(self._client.nthreads().values())
-            except (OSError, TimeoutError, CancelledError) as error:
+            except GONE as error:
                 raise ClusterError(f"the scheduler of the cluster {self._address} is gone: {error}") from error
             self._looked = time.monotonic()
         if self._threads:
@@ -104,7 +107,7 @@ class Cluster:
         elif now - self._last_seen > PATIENCE_S:
             raise ClusterError(
                 f"the cluster {self._address} has had no worker for {PATIENCE_S:g} s; start one on each machine "
-                f"that shall compute: dask worker {self._address} --nthreads 1"
+                f"that shall compute: dask worker {self._address} --nthreads 1 --memory-limit 0"
             )
         return max(FRAMES_PER_THREAD * self._threads, 1)
 
@@ -125,13 +128,11 @@ class Cluster:
         """Has the workers forget the session, and leaves the cluster, which cancels what is in flight."""
         from distributed import fire_and_forget
 
-        try:
+        with suppress(*GONE):
             for worker in self._client.nthreads():
                 for part in self._parts:
                     there = {"workers": [worker], "allow_other_workers": True, "pure": False}
                     fire_and_forget(self._client.submit(forget, part, **there))
-        except (OSError, TimeoutError, CancelledError):
-            pass  # the cluster is gone
         self._client.close()
 
     def _hear(self, event: tuple[float, dict[str, str]]) -> None:
@@ -194,7 +195,8 @@ class _Submitted:
         return self._unpack(parcel), timings
 
     def cancel(self) -> None:
-        self._future.cancel()
+        with suppress(*GONE):
+            self._future.cancel()
 
 
 def solve(part: Part, parcel: Parcel, noise_known: bool) -> tuple[Parcel, Timings]:

@@ -369,3 +369,9 @@ def test_a_site_without_its_cluster_says_so(site):
 
     with pytest.raises(ClusterError, match="there is no cluster at nowhere://x.*dask scheduler"):
         Cluster("nowhere://x", Site(device="cpu").torch_device())
+
+
+def test_a_pipeline_of_which_nothing_may_compute_elsewhere_says_so(hand):
+    told = []
+    assert indices(chain(hand, Exports(), tell=told.append).run([])) == []
+    assert told == ["No gadget of this pipeline may compute elsewhere; everything is computed here."]
