@@ -15,7 +15,7 @@ from recon_core.metrics import nrmse
 from analytic import direct_sum, positions
 from scans import encoding_xml, line, te
 
-N, SPOKES, DWELL_S, ECHO_S = 20, 700, 150e-6, 2e-3
+N, SPOKES, DWELL_S, ECHO_S = 16, 400, 200e-6, 2e-3
 SAMPLES = 2 * N
 
 

@@ -67,7 +67,7 @@ def test_modes_have_their_weights():
 
     A chain that is annealed keeps the weights of the level at which the modes part: here those are the same at all.
     """
-    shape, samples = torch.polar(torch.ones(N, N).double(), torch.arange(N).double().expand(N, N)), 200
+    shape, samples = torch.polar(torch.ones(N, N).double(), torch.arange(N).double().expand(N, N)), 120
     components = [Gaussian(white(0.1), 0.25 * shape), Gaussian(white(0.1), -0.25 * shape)]
     prior = Mixture([0.4, 0.6], components)
     given = scan(components[0].draw(), unit=0.1, seed=2)

@@ -70,8 +70,15 @@ def stop_after(steps):
     return constrain
 
 
-@pytest.mark.parametrize("objective", ["clean", "sure"])
-@pytest.mark.parametrize("stop", [3, 5])
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The checkpoint of a finished training, and the training; its curve has every step."""
+    path, finished = tmp_path_factory.mktemp("training") / "checkpoint", trainer()
+    finished.run(corpus(), corpus(2, seed=1), path, every=1)
+    return path, finished
+
+
+@pytest.mark.parametrize(("stop", "objective"), [(3, "clean"), (5, "sure")])
 def test_a_resumed_training_is_the_same_to_the_bit(tmp_path, objective, stop):
     images, held_out = corpus(), corpus(2, seed=1)
     chosen = settings(objective=objective)
@@ -88,11 +95,10 @@ def test_a_resumed_training_is_the_same_to_the_bit(tmp_path, objective, stop):
     assert whole.curve.step == [3, 6, 9, 10]
 
 
-def test_a_finished_training_is_only_read(tmp_path):
-    first = trainer()
-    first.run(corpus(), corpus(2, seed=1), tmp_path / "checkpoint")
+def test_a_finished_training_is_only_read(finished):
+    path, first = finished
     again = trainer(model=network(seed=9), constrain=stop_after(0))
-    again.run(corpus(), corpus(2, seed=1), tmp_path / "checkpoint")
+    again.run(corpus(), corpus(2, seed=1), path)
     for name, tensor in again.averaged.state_dict().items():
         assert torch.equal(tensor, first.averaged.state_dict()[name])
     assert again.curve == first.curve
@@ -111,25 +117,23 @@ def test_a_finished_training_is_only_read(tmp_path):
         ({"model": UNet(UNetConfig((4, 8), signal=0.5))}, "network .*signal=0.35.*, not .*signal=0.5"),
     ],
 )
-def test_the_checkpoint_of_another_training_is_refused(tmp_path, changed, message):
-    trainer().run(corpus(), corpus(2, seed=1), tmp_path / "checkpoint")
+def test_the_checkpoint_of_another_training_is_refused(finished, changed, message):
     with pytest.raises(ValueError, match=f"checkpoint is of another training: {message}"):
-        trainer(**changed).run(corpus(), corpus(2, seed=1), tmp_path / "checkpoint")
+        trainer(**changed).run(corpus(), corpus(2, seed=1), finished[0])
 
 
 @pytest.mark.parametrize("other", [corpus(5), corpus(seed=3), corpus(noise=0.0, signal=math.hypot(SIGNAL, NOISE))])
-def test_the_checkpoint_of_other_images_is_refused(tmp_path, other):
-    trainer().run(corpus(), corpus(2, seed=1), tmp_path / "checkpoint")
+def test_the_checkpoint_of_other_images_is_refused(finished, other):
+    path, _ = finished
     with pytest.raises(ValueError, match="another training: training images 6 with .*, not . with"):
-        trainer().run(other, corpus(2, seed=1), tmp_path / "checkpoint")
+        trainer().run(other, corpus(2, seed=1), path)
     with pytest.raises(ValueError, match="another training: validation images 2 with .*, not . with"):
-        trainer().run(corpus(), other, tmp_path / "checkpoint")
+        trainer().run(corpus(), other, path)
 
 
-def test_the_checkpoint_of_another_version_is_refused(tmp_path):
+def test_the_checkpoint_of_another_version_is_refused(finished, tmp_path):
     path = tmp_path / "checkpoint"
-    trainer().run(corpus(), corpus(2, seed=1), path)
-    state = torch.load(path)
+    state = torch.load(finished[0])
     torch.save({**state, "told": {"settings": "of another kind"}}, path)
     with pytest.raises(ValueError, match="another training: .*rate not told, not 0.01; .*Delete it"):
         trainer().run(corpus(), corpus(2, seed=1), path)
@@ -167,22 +171,18 @@ def test_a_full_disk_leaves_the_checkpoint_as_it_was(tmp_path, monkeypatch):
     assert resumed.curve == whole.curve
 
 
-def test_the_curve_holds_mean_losses(tmp_path):
-    each, some = trainer(), trainer()
-    each.run(corpus(), corpus(2, seed=1), tmp_path / "each", every=1)
-    losses = each.curve.loss
+def test_the_curve_holds_mean_losses(finished, tmp_path):
+    some, losses = trainer(), finished[1].curve.loss
     some.run(corpus(), corpus(2, seed=1), tmp_path / "some", every=4)
     assert some.curve.loss == pytest.approx([sum(losses[:4]) / 4, sum(losses[4:8]) / 4, sum(losses[8:]) / 2])
 
 
-def test_the_curve_holds_mean_losses_after_a_resume_with_another_rhythm(tmp_path):
-    each = trainer()
-    each.run(corpus(), corpus(2, seed=1), tmp_path / "each", every=1)
+def test_the_curve_holds_mean_losses_after_a_resume_with_another_rhythm(finished, tmp_path):
     with pytest.raises(Stopped):
         trainer(constrain=stop_after(5)).run(corpus(), corpus(2, seed=1), tmp_path / "parts", every=4)
     resumed = trainer()
     resumed.run(corpus(), corpus(2, seed=1), tmp_path / "parts", every=3)
-    losses = each.curve.loss
+    losses = finished[1].curve.loss
     assert resumed.curve.step == [4, 6, 9, 10]
     assert resumed.curve.loss == pytest.approx(
         [sum(losses[:4]) / 4, sum(losses[4:6]) / 2, sum(losses[6:9]) / 3, losses[9]]

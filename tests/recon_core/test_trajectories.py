@@ -43,9 +43,17 @@ def turn_spacing(shot: torch.Tensor, interleaves: int, radius: float) -> float:
     return float(later - r[at])
 
 
-@pytest.mark.parametrize("interleaves", [1, 8, 32])
-@pytest.mark.parametrize("fov", [(0.22,), (0.3, -3e-4)])
-@pytest.mark.parametrize(("gradient", "slew"), [(20, 200), (80, 60)])
+@pytest.mark.parametrize(
+    ("gradient", "slew", "fov", "interleaves"),
+    [
+        (20, 200, (0.22,), 1),
+        (20, 200, (0.3, -3e-4), 8),
+        (20, 200, (0.22,), 32),
+        (80, 60, (0.3, -3e-4), 8),
+        (80, 60, (0.22,), 8),
+        (80, 60, (0.3, -3e-4), 32),
+    ],
+)
 def test_hargreaves_spiral_keeps_the_limits_and_uses_them(interleaves, fov, gradient, slew):
     wanted = design(interleaves=interleaves, fov=fov, gradient=gradient, slew=slew, radius=150.0)
     k = hargreaves_spiral(wanted)
@@ -94,7 +102,7 @@ def test_slowed_spirals_are_the_same_curve_with_just_the_samples_asked_for():
     assert abs(np.interp(angle_slow[inside], angle_fast, r_fast) - r_slow[inside]).max() < 0.02
 
 
-@pytest.mark.parametrize("samples", [1900, 1901, 2500, 12345])
+@pytest.mark.parametrize("samples", [1900, 1901, 6789])
 def test_slowed_spirals_have_any_number_of_samples(samples):
     assert hargreaves_spiral(slowed(design(slew=200), samples)).shape[1] == samples
 
