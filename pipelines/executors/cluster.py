@@ -225,10 +225,16 @@ def forget(key: str) -> None:
 
 def _connect(address: str) -> Client:
     try:
-        from distributed import Client
+        from distributed import Client, Security
     except ImportError as error:
         raise ClusterError("a cluster needs the package distributed: pip install 'spinstream[cluster]'") from error
-    options: dict[str, Any] = {"timeout": CONNECT_S, "set_as_default": False}
+    security = Security()
+    if address.startswith("tls://") and security.get_connection_args("client").get("ssl_context") is None:
+        raise ClusterError(
+            f"{address} needs keys and certificates in Dask's configuration: set DASK_DISTRIBUTED__COMM__TLS__CA_FILE, "
+            "DASK_DISTRIBUTED__COMM__TLS__CLIENT__CERT and DASK_DISTRIBUTED__COMM__TLS__CLIENT__KEY"
+        )
+    options: dict[str, Any] = {"timeout": CONNECT_S, "set_as_default": False, "security": security}
     try:
         return Client(address, **options)
     except (OSError, ValueError, TypeError) as error:

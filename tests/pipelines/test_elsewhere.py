@@ -364,11 +364,13 @@ def test_a_pump_that_is_stopped_reads_no_further():
     assert len(read) == count < 10**6
 
 
-def test_a_site_without_its_cluster_says_so(site):
+def test_a_site_without_its_cluster_says_so():
     from pipelines.executors.cluster import Cluster
 
     with pytest.raises(ClusterError, match="there is no cluster at nowhere://x.*dask scheduler"):
         Cluster("nowhere://x", Site(device="cpu").torch_device())
+    with pytest.raises(ClusterError, match="tls://x:1 needs keys and certificates in Dask's configuration"):
+        Cluster("tls://x:1", Site(device="cpu").torch_device())
 
 
 def test_a_pipeline_of_which_nothing_may_compute_elsewhere_says_so(hand):
