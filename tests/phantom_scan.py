@@ -66,7 +66,7 @@ class Phantom:
     @classmethod
     def scanned(cls, trajectory, number=4, noise=0.0, image=None) -> Phantom:
         image, maps = head() if image is None else image, coils(number)
-        data = signal(maps * image, trajectory.reshape(-1, 2)).reshape(number, *trajectory.shape[:2]).swapaxes(0, 1)
+        data = np.array([signal(maps * image, shot) for shot in trajectory])
         rng = np.random.default_rng(5)
         data = data + noise * (rng.standard_normal(data.shape) + 1j * rng.standard_normal(data.shape)) / np.sqrt(2)
         return cls(image, maps, trajectory, data)

@@ -218,7 +218,7 @@ def test_noise_that_was_not_measured_is_estimated_and_told(size):
     assert error(image.data / size, 50 * head()) < 0.08
     ratio = (deviation.data / size).square().mean().sqrt() / known.square().mean().sqrt()
     assert 0.9 < ratio < 1.15
-    (told,) = opened.tell
+    (told,) = opened.tell.about("noise")
     assert "the noise was not measured, and is estimated from the outermost samples" in told
     assert "NoisePrewhitening takes it from a noise scan" in told
     noise = float(unknown.history[0].split("noise of ")[1].split(" per sample, estimated from")[0])
@@ -230,7 +230,7 @@ def test_the_estimate_is_told_once_and_is_of_each_slice():
     frames[1].samples.kspace.mul_(100)
     opened = session(header(), noise_known=False)
     one, other = images(solved(*frames, opened=opened, slices_per_batch=2))
-    assert len(opened.tell) == 1
+    assert len(opened.tell.about("noise")) == 1
     assert error(one, 20 * head()) < 0.15
     assert error(other, 2000 * head()) < 0.15
 

@@ -114,7 +114,7 @@ def test_a_slice_that_does_not_fit_is_solved_on_the_cpu(gpu, on_full_gpu, plain)
     assert [getattr(item, "kind", "frame") for item in results] == [getattr(item, "kind", "frame") for item in expected]
     assert torch.equal(results[0].data, expected[0].data)
     assert results[0].frame.device == CPU
-    (told,) = opened.tell
+    (told,) = opened.tell.about("GPU")
     name = on_full_gpu.__name__
     assert (
         told
