@@ -31,7 +31,8 @@ from gadgets.gadget import Gadget, Session
 from pipelines.chain import Chain
 from pipelines.definition import find_definition
 from pipelines.executors.cluster import Cluster
-from pipelines.session import Site, open_chain, read_header
+from pipelines.header import read_header
+from pipelines.session import Site, open_chain
 from pipelines.simulate import SimulationSettings, simulate
 from pipelines.streams.file import RawFile
 from recon_core.simulation.phantom import HIGHEST_MM, LOWEST_MM, head

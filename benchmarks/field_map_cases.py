@@ -37,8 +37,9 @@ from gadgets.noise_prewhitening import NoisePrewhitening
 from gadgets.remove_oversampling import RemoveOversampling
 from gadgets.trajectory import Trajectory
 from pipelines.chain import Chain
+from pipelines.header import read_header
 from pipelines.replay import Replay, replay_here
-from pipelines.session import Site, read_header
+from pipelines.session import Site
 from pipelines.streams.file import RawFile
 from recon_core.disc_edge import disc_edge
 from recon_core.metrics import nrmse

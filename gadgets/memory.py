@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain, islice
+from typing import Any
 
 import torch
 
@@ -42,6 +43,15 @@ def begun(results: Iterator[object], device: torch.device) -> Iterator[object] |
         return chain(first, results)
     torch.cuda.empty_cache()  # only now that the error, and what it holds, is gone
     return None
+
+
+def taken(gadget: Gadget[Any], item: object) -> Iterator[object]:
+    """What a gadget yields for an item; on the CPU for a frame that does not fit into the memory of a GPU."""
+    if not isinstance(item, Frame) or not gadget.per_frame:
+        return gadget.take(item)
+    untouched = replace(item, history=[*item.history])
+    results = begun(gadget.take(item), item.device)
+    return taken_on_the_cpu(gadget, untouched) if results is None else results
 
 
 def taken_on_the_cpu(gadget: Gadget[Frame], frame: Frame) -> Iterator[object]:

@@ -15,12 +15,13 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import ismrmrd
 
 from gadgets.frame import Frame
 from gadgets.gadget import Gadget, Header, Session
+from gadgets.memory import out_of_memory, taken
 from pipelines.definition import ALL_OUTPUTS
 from pipelines.errors import GadgetError, WireError
 from pipelines.executors.elsewhere import Elsewhere
@@ -28,6 +29,9 @@ from pipelines.executors.executor import Executor, Part, runs
 from pipelines.executors.pump import Pump
 
 log = logging.getLogger("spinstream")
+
+At: TypeAlias = tuple[str, str, float]
+"""A gadget, what it is at, and since when on the clock of `time.monotonic`."""
 
 
 @dataclass
@@ -48,14 +52,14 @@ class Chain:
         outputs: the MRD types that may leave.
         executor: computes what may be computed elsewhere; without one, everything is computed here. It is closed at
             the end of `run`.
+        watch: called with the gadget that goes to work and with what it works on, and with None when it rests.
 
     Attributes:
         timings: of each gadget.
         taken: items that came in, by type name.
         let_out: items that left, by type name.
         frames: how many frames were made of what came in.
-        at: the gadget at work, on what, and since when on the clock of `time.monotonic`; None between gadgets. May be
-            read from another thread.
+        at: the gadget at work; None between gadgets. May be read from another thread.
 
     Raises:
         GadgetError: a gadget refuses the session's header.
@@ -67,7 +71,9 @@ class Chain:
         session: Session,
         outputs: tuple[type, ...] = ALL_OUTPUTS,
         executor: Executor | None = None,
+        watch: Callable[[At | None], object] = lambda at: None,
     ) -> None:
+        self._watch = watch
         self._gadgets = gadgets
         self._session = session
         self._outputs = outputs
@@ -76,7 +82,7 @@ class Chain:
         self.taken: Counter[str] = Counter()
         self.let_out: Counter[str] = Counter()
         self.frames = 0
-        self.at: tuple[str, str, float] | None = None
+        self.at: At | None = None
         headers = [self._opened(gadget) for gadget in gadgets]
         self._executor = executor
         self._elsewhere: dict[int, tuple[Elsewhere, int]] = {}
@@ -140,10 +146,13 @@ class Chain:
     def _opened(self, gadget: Gadget[Any]) -> Header:
         """Opens a gadget; returns the header that it saw."""
         header = self._session.header
+        self._go_to(type(gadget).__name__, "the header")
         try:
             gadget.open(self._session)
         except Exception as error:
             raise _failure(gadget, "the header", error) from error
+        finally:
+            self._go_to(None)
         return header
 
     def _parts(self, executor: Executor, headers: Sequence[Header]) -> Iterator[tuple[int, tuple[Elsewhere, int]]]:
@@ -172,7 +181,7 @@ class Chain:
             return
         self.timings[stage].items += 1
         gadget = self._gadgets[stage]
-        for result in self._timed(stage, lambda: gadget.take(item), describe(item)):
+        for result in self._timed(stage, lambda: taken(gadget, item), describe(item)):
             yield from self._push(result, stage + 1)
 
     def _let_out(self, item: object) -> Iterator[object]:
@@ -185,13 +194,13 @@ class Chain:
     def _back(self, part: Elsewhere, results: Iterator[object], stage: int) -> Iterator[object]:
         """Sends on to a stage what is back from elsewhere."""
         while True:
-            self.at = part.name, part.oldest, time.monotonic()
+            self._go_to(part.name, part.oldest)
             try:
                 result = next(results)
             except StopIteration:
                 return
             finally:
-                self.at = None
+                self._go_to(None)
             yield from self._push(result, stage)
 
     def _timed(self, stage: int, start: Callable[[], Iterator[object]], what: str) -> Iterator[object]:
@@ -217,12 +226,16 @@ class Chain:
     @contextmanager
     def _clock(self, stage: int, what: str) -> Iterator[None]:
         timing, began = self.timings[stage], time.perf_counter()
-        self.at = timing.gadget, what, time.monotonic()
+        self._go_to(timing.gadget, what)
         try:
             yield
         finally:
-            self.at = None
+            self._go_to(None)
             timing.seconds += time.perf_counter() - began
+
+    def _go_to(self, gadget: str | None, what: str = "") -> None:
+        self.at = None if gadget is None else (gadget, what, time.monotonic())
+        self._watch(self.at)
 
 
 def describe(item: object) -> str:
@@ -238,5 +251,7 @@ def describe(item: object) -> str:
 def _failure(gadget: Gadget[Any], what: str, error: Exception) -> GadgetError:
     name = type(gadget).__name__
     log.debug("%s failed", name, exc_info=error)
+    if out_of_memory(error):
+        return GadgetError(f"{name} ran out of memory on {what}: {error}")
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
     return GadgetError(f"{name} failed on {what}: {kind}{error}")

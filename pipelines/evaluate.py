@@ -31,10 +31,11 @@ from gadgets.image_export import SERIES
 from gadgets.noise_prewhitening import NoisePrewhitening
 from pipelines.errors import PipelineError, SpinstreamError
 from pipelines.expected_images import expected_images
+from pipelines.header import read_header
 from pipelines.image_series import field_of, images_of_main_series, kind_of, magnitude_of, solver_report
 from pipelines.registry import nearest
 from pipelines.replay import Progress, Replay, local_definition, replay_here
-from pipelines.session import Site, read_header
+from pipelines.session import Site
 from pipelines.streams.file import RawFile
 from pipelines.truth import Magnitudes, Truth
 from recon_core.metrics import coverage, error_correlation, nmse, psnr, ssim

@@ -13,7 +13,8 @@ import ismrmrd
 
 from pipelines.definition import Definition, find_definition, load_definition, parse_definition
 from pipelines.errors import PipelineError, SpinstreamError
-from pipelines.session import Site, open_chain, read_header
+from pipelines.header import read_header
+from pipelines.session import Site, open_chain
 from pipelines.streams.client import stream
 from pipelines.streams.conversation import fire_parameters
 from pipelines.streams.file import Raw

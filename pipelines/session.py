@@ -6,20 +6,20 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
-import ismrmrd
 import platformdirs
 import psutil
 import torch
 
 from gadgets.gadget import Header, Session
-from pipelines.chain import Chain
+from pipelines.chain import At, Chain
 from pipelines.definition import DEFINITIONS, Definition
-from pipelines.errors import PipelineError, SpinstreamError
+from pipelines.errors import PipelineError
 from pipelines.executors.executor import Executor
+from pipelines.header import without_patient
 from pipelines.registry import Registry, installed_gadgets
-from pipelines.safe_xml import XmlError, parse_xml
 from recon_core.cache import ContentCache
 
 log = logging.getLogger("spinstream")
@@ -28,9 +28,8 @@ CACHE_SHARE = 0.125
 """Of the memory of the machine, or of its CUDA device where that is used and has less: room for some hundred
 two-dimensional trajectories on a laptop, and small beside what a reconstruction needs."""
 
-
-def _cache() -> ContentCache:
-    return ContentCache(int(CACHE_SHARE * psutil.virtual_memory().total))
+LEAST_CACHE = 1 << 28
+"""For each of many sessions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +43,7 @@ class Site:
         definitions: folders with pipeline definitions; a later folder wins.
         registry: the gadgets that pipelines may name.
         cluster: address of a Dask scheduler whose workers compute frames; None computes them here.
-        cache: of what sessions build for trajectories, by content.
+        sessions: processes that share the memory of this machine.
     """
 
     device: str = "auto"
@@ -53,12 +52,15 @@ class Site:
     definitions: tuple[Path, ...] = (DEFINITIONS,)
     registry: Registry = field(default_factory=installed_gadgets)
     cluster: str | None = None
-    cache: ContentCache = field(default_factory=_cache, compare=False)
+    sessions: int = 1
 
-    def __post_init__(self) -> None:
-        if self.device != "cpu" and torch.cuda.is_available():
-            memory = torch.cuda.get_device_properties(0).total_memory
-            self.cache.limit_bytes = min(self.cache.limit_bytes, int(CACHE_SHARE * memory))
+    @cached_property
+    def cache(self) -> ContentCache:
+        """Of what sessions build for trajectories, by content; one for each process."""
+        memory = psutil.virtual_memory().total
+        if self.torch_device().type == "cuda":
+            memory = min(memory, torch.cuda.get_device_properties(0).total_memory)
+        return ContentCache(max(int(CACHE_SHARE * memory / self.sessions), LEAST_CACHE))
 
     def torch_device(self) -> torch.device:
         """The device to compute on.
@@ -79,16 +81,18 @@ def open_chain(
     tell: Callable[[str], None],
     require_client: Callable[[], object] = lambda: None,
     turn: Callable[[], AbstractContextManager[object]] = nullcontext,
+    watch: Callable[[At | None], object] = lambda at: None,
 ) -> Chain:
     """A chain for one session.
 
     Args:
         definition: what to run.
-        header: of the measurement; see `read_header`.
+        header: of the measurement; see `read_header`. Gadgets find nothing in it about the patient.
         site: of this machine.
         tell: takes what gadgets say to the person at the client.
         require_client: raises when the client is gone.
         turn: how sessions share the device; see `Session`.
+        watch: see `Chain`.
 
     Raises:
         PipelineError: the definition cannot run.
@@ -97,7 +101,7 @@ def open_chain(
     """
     gadgets = definition.build(site.registry)
     session = Session(
-        header=header,
+        header=without_patient(header),
         device=site.torch_device(),
         seed=site.seed,
         state_folder=site.state_folder,
@@ -107,7 +111,7 @@ def open_chain(
         turn=turn,
     )
     log.info("pipeline %s on %s, seed %d", definition.name, session.device, session.seed)
-    return Chain(gadgets, session, definition.outputs, _executor(site))
+    return Chain(gadgets, session, definition.outputs, _executor(site), watch)
 
 
 def _executor(site: Site) -> Executor | None:
@@ -116,22 +120,3 @@ def _executor(site: Site) -> Executor | None:
     from pipelines.executors.cluster import Cluster
 
     return Cluster(site.cluster, site.torch_device())
-
-
-def read_header(xml: str) -> Header:
-    """The MRD header from its XML.
-
-    Raises:
-        SpinstreamError: it is not one.
-    """
-    raw = xml.encode()
-    try:
-        root = parse_xml(raw)
-    except XmlError as error:
-        raise SpinstreamError(f"MRD header, line {error.line}: {error}") from None
-    if not str(root.tag).endswith("ismrmrdHeader"):
-        raise SpinstreamError(f"MRD header: expected the root <ismrmrdHeader>, got <{root.tag}>")
-    try:
-        return ismrmrd.xsd.CreateFromDocument(raw)
-    except Exception as error:  # the generated bindings raise whatever their converters raise
-        raise SpinstreamError(f"MRD header is not valid: {error}") from error

@@ -13,9 +13,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from gadgets.gadget import Header
 from pipelines.commands.options import DEVICES, EXISTING_FILE, FOLDER, address, note, parameters, progress
 from pipelines.errors import SpinstreamError
+from pipelines.header import read_header
 from pipelines.replay import Progress, Replay, replay_here, replay_to
 from pipelines.replay_folder import raw_files, replay_files, table
-from pipelines.session import Site, read_header
+from pipelines.session import Site
 from pipelines.sinks import Sinks, open_sinks
 from pipelines.streams.file import open_raw
 from pipelines.streams.tls import client_context

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import psutil
 
-from pipelines.chain import Chain
+from pipelines.chain import At, Chain
 from pipelines.definition import Definition, find_definition, parse_child_configuration, parse_definition
 from pipelines.errors import MalformedMessage, PeerVanished, SpinstreamError, WireError
 from pipelines.header import affordable, read_header
@@ -48,16 +48,19 @@ class Conversation:
         site: of this machine.
         limits: of the server.
         turn: entered while a gadget computes on a frame.
+        whereabouts: told what each gadget is at.
     """
 
     connection: Connection
     site: Site
     limits: Limits
     turn: Callable[[], AbstractContextManager[object]]
+    whereabouts: Callable[[str], object] = lambda words: None
 
     def __post_init__(self) -> None:
         self._receiver = Receiver(self.connection, self.limits.buffer_bytes, self._note_text)
         self._chain: Chain | None = None
+        self._at: At | None = None
         self._silence_told = False
 
     def run(self) -> Outcome:
@@ -82,20 +85,24 @@ class Conversation:
     def progress(self) -> Progress:
         """How far it is; may be asked from another thread."""
         memory = psutil.Process().memory_info().rss
-        chain = self._chain
+        chain, at = self._chain, self._at
+        told = at and (at[0], at[1], time.monotonic() - at[2])
         if chain is None:
-            return Progress(memory_bytes=memory)
-        at = chain.at
+            return Progress(at=told, memory_bytes=memory)
         return Progress(
             acquisitions=chain.taken["Acquisition"],
             waveforms=chain.taken["Waveform"],
             frames=chain.frames,
             images=chain.let_out["Image"],
             gadgets={timing.gadget: (timing.seconds, timing.items) for timing in chain.timings},
-            at=at and (at[0], at[1], time.monotonic() - at[2]),
+            at=told,
             buffered_bytes=self._receiver.held_bytes,
             memory_bytes=memory,
         )
+
+    def _watch(self, at: At | None) -> None:
+        self._at = at
+        self.whereabouts("" if at is None else f"{at[0]} was at work on {at[1]}")
 
     def _refuse(self, reason: str) -> None:
         """Tells the client why, then closes in a way that lets it read the reason."""
@@ -122,7 +129,7 @@ class Conversation:
         if isinstance(first, Text) and (parameters := fire_parameters(first.text)) is not None:
             definition = self._apply(definition, parameters)
             first = self.connection.receive()
-        chain = open_chain(definition, header, self.site, self._tell, self._require_client, self.turn)
+        chain = open_chain(definition, header, self.site, self._tell, self._require_client, self.turn, self._watch)
         self._chain = chain
         for item in chain.run(affordable(self._receiver.following(first), header, self.limits.bounds)):
             self.connection.send(item)

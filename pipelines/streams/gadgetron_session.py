@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.logs import configure
 from pipelines.recordings import Recordings
-from pipelines.streams.limits import Limits
+from pipelines.streams.limits import WORK_SECONDS, Limits
 from pipelines.streams.server_session import ServerSession
 from pipelines.streams.turns import Turns
 from pipelines.streams.workers import Peer, Setting, Workers
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 RECORD = "SPINSTREAM_RECORD"
 """Environment variable: the folder to record into what Gadgetron sends."""
+
+WORK_LIMIT = "SPINSTREAM_WORK_LIMIT"
+"""Environment variable: seconds that a gadget may be at one item."""
 
 
 class GadgetronSession(ServerSession):
@@ -67,7 +70,7 @@ def serve_parent(parent: Parent) -> None:
         parent: the connection that the `gadgetron` package opened, which has read configuration and header.
     """
     configure()
-    limits = Limits(patience_s=None)
+    limits = Limits(patience_s=None, work_s=float(os.environ.get(WORK_LIMIT, WORK_SECONDS)))
     workers = Workers(Setting(limits=limits, set_up=configure, peer=Peer.GADGETRON), fresh=True)
     session = GadgetronSession(_opening(parent), parent.socket.socket, workers, limits)
     folder = os.environ.get(RECORD)

@@ -9,6 +9,8 @@ from pipelines.bounds import BOUNDS, Bounds
 LAST_WORDS_SECONDS = 10.0
 """That a peer has to read what ends a conversation."""
 
+WORK_SECONDS = 3600.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -28,6 +30,6 @@ class Limits:
     patience_s: float | None = 600.0
     buffer_bytes: int = 256 << 20
     memory_bytes: int | None = None
-    work_s: float | None = 3600.0
+    work_s: float | None = WORK_SECONDS
     turns: int | None = None
     bounds: Bounds = BOUNDS

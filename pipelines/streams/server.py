@@ -18,7 +18,7 @@ import torch
 
 from pipelines.errors import SpinstreamError, WireError
 from pipelines.logs import in_session
-from pipelines.monitor import ServerStatus, SessionStatus, Totals
+from pipelines.monitor import ServerStatus, Totals
 from pipelines.recordings import Recordings
 from pipelines.session import Site
 from pipelines.streams.finisher import Finisher
@@ -91,7 +91,8 @@ class Server(socketserver.ThreadingTCPServer):
 
     def status(self) -> ServerStatus:
         """How it is, for a monitor."""
-        sessions = [session.status() for session in list(self.sessions)]
+        with self._counting:
+            sessions, totals = [session.status() for session in self.sessions], self.totals
         reason = self.unready()
         return ServerStatus(
             alive=self.draining or time.monotonic() - self._accepting < ALIVE_SECONDS,
@@ -100,7 +101,7 @@ class Server(socketserver.ThreadingTCPServer):
             draining=self.draining,
             places=self.limits.sessions,
             sessions=sessions,
-            totals=self.totals,
+            totals=totals,
             recordings_free_bytes=None if self.recordings is None else _free_bytes(self.recordings.folder),
         )
 
@@ -108,11 +109,31 @@ class Server(socketserver.ThreadingTCPServer):
         """Called by `serve_forever` again and again."""
         self._accepting = time.monotonic()
 
-    def ended(self, session: SessionStatus | None, outcome: Outcome) -> None:
-        """Counts a session; None is one that did not begin."""
+    def begin(self, session: ServerSession) -> None:
+        """Counts a session among those that run."""
         with self._counting:
-            totals = self.totals.ended(outcome)
-            self.totals = totals if session is None else totals.including(session)
+            self.sessions.add(session)
+
+    def end(self, session: ServerSession, outcome: Outcome) -> None:
+        """Counts it among those that have ended."""
+        with self._counting:
+            self.sessions.discard(session)
+            self.totals = self.totals.ended(outcome).including(session.status())
+
+    def refuse(self, sock: socket.socket, reason: str) -> None:
+        """Tells a client why it is not served."""
+        log.error("%s", reason)
+        self.refused()
+        with Connection(sock, LAST_WORDS_SECONDS) as connection:
+            with contextlib.suppress(WireError):
+                connection.send(Text(f"{ERROR}{reason}\n"))
+                connection.send(Close())
+            connection.drain(LAST_WORDS_SECONDS)
+
+    def refused(self) -> None:
+        """Counts a client that was not served."""
+        with self._counting:
+            self.totals = self.totals.ended(Outcome.REFUSED)
 
     def unready(self) -> str:
         """Why a new client would not be served; empty if it would."""
@@ -166,19 +187,26 @@ class _Handler(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         number = next(self.server.numbers)
         with in_session(number):
+            log.info("client at %s", self.client_address[0])
             try:
-                with self.server.border(self.request) as sock:
+                with self._beyond_border() as sock:
                     self._serve(sock, number)
             except SpinstreamError as error:
                 log.error("%s", error)
             except Exception:
                 log.exception("a defect of spinstream")
 
+    def _beyond_border(self) -> socket.socket:
+        try:
+            return self.server.border(self.request)
+        except SpinstreamError:
+            self.server.refused()
+            raise
+
     def _serve(self, sock: socket.socket, number: int) -> None:
         server = self.server
         if server.draining or not server.places.acquire(blocking=False):
-            server.ended(None, Outcome.REFUSED)
-            _refuse(sock, f"{server.unready() or 'no place is free'}; try again later")
+            server.refuse(sock, f"{server.unready() or 'no place is free'}; try again later")
             return
         try:
             self._record_and_run(sock, number)
@@ -190,25 +218,15 @@ class _Handler(socketserver.BaseRequestHandler):
         session = ServerSession(number, sock, server.workers, server.limits, server.turns)
         if server.recordings is not None:
             session.record(server.recordings)
-        server.sessions.add(session)
+        server.begin(session)
         outcome = Outcome.FAILED
         try:
             outcome = session.run()
         finally:
-            server.sessions.discard(session)
-            server.ended(session.status(), outcome)
+            server.end(session, outcome)
             journal = session.end_recording()
             if journal is not None and server.finisher is not None:
                 server.finisher.finish(journal)
-
-
-def _refuse(sock: socket.socket, reason: str) -> None:
-    with Connection(sock, LAST_WORDS_SECONDS) as connection:
-        log.error("%s", reason)
-        with contextlib.suppress(WireError):
-            connection.send(Text(f"{ERROR}{reason}\n"))
-            connection.send(Close())
-        connection.drain(LAST_WORDS_SECONDS)
 
 
 def _uses_cuda(site: Site) -> bool:

@@ -31,6 +31,9 @@ log = logging.getLogger("spinstream")
 CHUNK = 1 << 18
 WATCH_SECONDS = 0.5
 
+SILENCE_SECONDS = 10.0
+"""More than a worker on a busy machine is late with what it tells each second."""
+
 
 class ServerSession:
     """One client.
@@ -74,16 +77,16 @@ class ServerSession:
 
     def run(self) -> Outcome:
         """Serves the client until both sides have ended."""
-        worker, inner = self._workers.begin(self.number)
+        worker, inner, whereabouts = self._workers.begin(self.number)
         self._worker = worker
-        with self._client, inner, Connection(inner) as inside:
+        with self._client, inner, Connection(inner) as inside, contextlib.closing(whereabouts):
             listener = _thread(self._listen, inner)
             relay = _thread(self._relay, inside)
             end = self._follow(worker)
             relay.join()
             self._done = end == Ended(Outcome.DONE)
             if isinstance(end, Died):
-                self._tell_end(self._killed or f"the process of this session {end.how}{self._whereabouts()}")
+                self._tell_end(self._killed or self._epitaph(end, whereabouts.read()))
             if self._done:
                 self._workers.give_back(worker)
             else:
@@ -143,15 +146,21 @@ class ServerSession:
         raise AssertionError("the events of a worker end with its own")
 
     def _limit_work(self, worker: Worker) -> None:
+        """Ends a worker whose gadget is at one item for too long, as the worker tells, or that has ceased to tell."""
         limit = self._limits.work_s
         if limit is None or self._killed is not None:
             return
-        at = self.progress.at
-        seconds = time.monotonic() - self._heard + (at[2] if at else 0.0)
-        if seconds > limit:
-            what = f"{at[0]} was at work on {at[1]}" if at else "the process of this session did not answer"
-            self._killed = f"{what} for more than {limit:g} s, the limit of this server, and was ended"
-            worker.kill()
+        at, silence = self.progress.at, time.monotonic() - self._heard
+        if at is not None and at[2] > limit:
+            what = f"{at[0]} was at work on {at[1]}"
+        elif silence > limit + SILENCE_SECONDS:
+            what = (
+                f"{at[0]}, at work on {at[1]}, kept its process from answering" if at else "its process did not answer"
+            )
+        else:
+            return
+        self._killed = f"{what} for more than {limit:g} s, the limit of this server, and was ended"
+        worker.kill()
 
     def _listen(self, inner: socket.socket) -> None:
         """Records what the client sends, and passes it on."""
@@ -251,15 +260,10 @@ class ServerSession:
     def _await_end(self, listener: threading.Thread) -> None:
         listener.join()
 
-    def _whereabouts(self) -> str:
-        at = self.progress.at
-        where = f", while {at[0]} was at work on {at[1]}" if at else ""
-        kept = (
-            f"; the raw data are recorded: {self.journal.path.stem}"
-            if self.journal and not self.journal.stopped
-            else ""
-        )
-        return where + kept
+    def _epitaph(self, died: Died, at: str) -> str:
+        recorded = self.journal is not None and not self.journal.stopped
+        where = f", while {at}" if at else ""
+        return f"the process of this session {died.how}{where}{'; the raw data are recorded' if recorded else ''}"
 
 
 def _thread(task: Callable[..., None], *args: object) -> threading.Thread:

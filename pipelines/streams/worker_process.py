@@ -18,6 +18,7 @@ from pipelines.logs import in_session
 from pipelines.session import Site
 from pipelines.streams.conversation import ChildConversation, Conversation
 from pipelines.streams.limits import Limits
+from pipelines.streams.whereabouts import Whereabouts
 from pipelines.streams.workers import Ended, EndsTurn, Event, Peer, Setting, WantsTurn
 from pipelines.wire import Connection
 
@@ -38,11 +39,12 @@ def live(pipe: Pipe, setting: Setting) -> None:
     while True:
         try:
             number = pipe.recv()
-            sock = socket.socket(fileno=recv_handle(pipe))
-        except EOFError:
+            sock, whereabouts = socket.socket(fileno=recv_handle(pipe)), Whereabouts(recv_handle(pipe))
+        except (EOFError, OSError):  # the server has ended, or was killed
             return
-        with _session(number, sock, setting.limits) as connection:
-            conversation = CONVERSATIONS[setting.peer](connection, site, setting.limits, turns)
+        with _session(number, sock, setting.limits) as connection, contextlib.closing(whereabouts):
+            speak = CONVERSATIONS[setting.peer]
+            conversation = speak(connection, site, setting.limits, turns, whereabouts.write)
             with _telling(turns, conversation):
                 outcome = conversation.run()
         turns.send(Ended(outcome))
@@ -74,7 +76,7 @@ class _Turns:
         self.send(WantsTurn())
         try:
             self._pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             os._exit(1)
         try:
             yield

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.streams.limits import Limits
 from pipelines.streams.progress import Outcome, Progress
+from pipelines.streams.whereabouts import Whereabouts
 
 if TYPE_CHECKING:
     from pipelines.session import Site
@@ -102,8 +103,8 @@ class Worker:
         self._process.start()
         theirs.close()
 
-    def begin(self, number: int) -> socket.socket:
-        """Starts a session; gives our end of its conversation.
+    def begin(self, number: int) -> tuple[socket.socket, Whereabouts]:
+        """Starts a session; gives our end of its conversation, and what tells what it is at.
 
         Raises:
             OSError: the process is gone.
@@ -113,8 +114,10 @@ class Worker:
         ours, theirs = socket.socketpair()
         with theirs:
             self._pipe.send(number)
-            send_handle(self._pipe, theirs.fileno(), self._process.pid or 0)
-        return ours
+            whereabouts = Whereabouts()
+            for descriptor in (theirs.fileno(), whereabouts.descriptor):
+                send_handle(self._pipe, descriptor, self._process.pid or 0)
+        return ours, whereabouts
 
     def events(self, seconds: float) -> Iterator[Event | None]:
         """What happens in the session; None where nothing does for that long; the last is `Ended` or `Died`."""
@@ -154,14 +157,14 @@ class Workers:
         self._idle: list[Worker] = []
         self._lock = threading.Lock()
 
-    def begin(self, number: int) -> tuple[Worker, socket.socket]:
-        """Starts a session in the worker that was used last, or in a new one; gives our end of its conversation."""
+    def begin(self, number: int) -> tuple[Worker, socket.socket, Whereabouts]:
+        """Starts a session in the worker that was used last, or in a new one; see `Worker.begin`."""
         while (worker := self._idle_one()) is not None:
             with contextlib.suppress(OSError):  # it died meanwhile
-                return worker, worker.begin(number)
+                return worker, *worker.begin(number)
             worker.close()
         worker = self._make()
-        return worker, worker.begin(number)
+        return worker, *worker.begin(number)
 
     def warm_up(self) -> None:
         """Has a worker ready for the first client."""

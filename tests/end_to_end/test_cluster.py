@@ -13,7 +13,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 from distributed import LocalCluster
-from dying_gadget import Dies
 
 from benchmarks.cluster import dask_cluster, images_of, require_equal, simulate_slices
 from gadgets.frame import Frame, Samples, Space
@@ -25,10 +24,12 @@ from pipelines.errors import ClusterError, GadgetError, PeerVanished
 from pipelines.executors import cluster as cluster_module
 from pipelines.executors.cluster import Cluster
 from pipelines.executors.part_solver import solver_of_this_machine
-from pipelines.session import Site, open_chain, read_header
+from pipelines.header import read_header
+from pipelines.session import Site, open_chain
 from pipelines.simulate import SimulationSettings, simulate
 from pipelines.streams.file import RawFile
 
+from dying_gadget import Dies
 from scans import header
 
 LOOPBACK = "127.0.0.1:0"

@@ -13,7 +13,7 @@ from gadgets.cg_sense import CgSense
 from gadgets.diffusion_solver import DiffusionSolver
 from gadgets.frame import Frame
 from gadgets.joint_solver import JointSolver
-from gadgets.memory import begun, out_of_memory, taken_on_the_cpu
+from gadgets.memory import begun, out_of_memory, taken, taken_on_the_cpu
 from recon_core.priors.prior import Convention, Prior
 
 from phantom_scan import Phantom, cartesian, error, head
@@ -195,3 +195,34 @@ def test_knows_what_pytorch_raises_on_the_cpu():
         torch.empty(2**60)
     assert out_of_memory(raised.value)
     assert not out_of_memory(RuntimeError("expected a tensor on the CPU"))
+
+
+class FullFor(CgSense):
+    """A gadget that knows nothing of memory, for which a GPU has none left."""
+
+    def take(self, item):
+        if item.device == GPU:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        yield from super().take(item)
+
+
+def test_any_gadget_of_frames_continues_on_the_cpu(gpu):
+    told = []
+    gadget = FullFor(iterations=12)
+    gadget.open(replace(session(header()), tell=told.append))
+    *_, frame = taken(gadget, scanned())
+    assert isinstance(frame, Frame)
+    assert frame.image is not None
+    assert told == [f"{frame.label}: FullFor continues on the CPU, since the GPU's memory did not suffice"]
+    assert sum("on the CPU" in line for line in frame.history) == 1
+
+
+class Broken(CgSense):
+    def take(self, item):
+        raise ValueError("no such thing")
+        yield
+
+
+def test_other_failures_of_a_gadget_are_its_own(gpu):
+    with pytest.raises(ValueError, match="no such thing"):
+        list(taken(Broken(), scanned()))

@@ -9,7 +9,7 @@ from gadgets.frame import Frame, Samples, Space
 from gadgets.gadget import Gadget, Session
 from pipelines.chain import Chain
 from pipelines.errors import GadgetError, PeerVanished
-from pipelines.session import read_header
+from pipelines.header import read_header
 
 from mrd_items import HEADER_XML, acquisition
 

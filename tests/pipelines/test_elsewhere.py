@@ -21,7 +21,8 @@ from pipelines.executors.executor import Part, runs
 from pipelines.executors.parcel import Parcel
 from pipelines.executors.part_solver import MOST_OPEN, PartSolver
 from pipelines.executors.pump import Pump
-from pipelines.session import Site, read_header
+from pipelines.header import read_header
+from pipelines.session import Site
 
 from mrd_items import HEADER_XML, acquisition
 from phantom_scan import SPACE

@@ -12,7 +12,6 @@ from io import FileIO
 import ismrmrd
 import numpy as np
 import pytest
-from recorded import recorded, trajectory_acquisition, waveform
 
 from pipelines.errors import FileError
 from pipelines.streams import journal as journal_module
@@ -21,6 +20,7 @@ from pipelines.streams.journal import SYNC_SECONDS, Journal, JournalFile, Nothin
 from pipelines.wire import Close, ConfigFile, ConfigText, HeaderText, Text
 
 from mrd_items import acquisition
+from recorded import recorded, trajectory_acquisition, waveform
 
 HEADER = HeaderText("<ismrmrdHeader/>")
 OPENING = [ConfigText("<configuration/>"), HEADER, Text('{"parameters": {}}')]

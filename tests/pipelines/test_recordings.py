@@ -13,7 +13,6 @@ import ismrmrd
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from recorded import recorded, trajectory_acquisition, waveform
 
 from pipelines import recordings as recordings_module
 from pipelines import replay
@@ -26,6 +25,7 @@ from pipelines.streams.file import open_raw
 from pipelines.wire import Close, ConfigFile, ConfigText, HeaderText, Text
 
 from mrd_items import HEADER_XML, acquisition, configuration
+from recorded import recorded, trajectory_acquisition, waveform
 
 OPENING = [ConfigFile("preview"), HeaderText(HEADER_XML), Text('{"parameters": {"ImageExport.data_type": "float32"}}')]
 READOUTS = [acquisition(i, acquisition_time_stamp=10 * i) for i in range(8)]

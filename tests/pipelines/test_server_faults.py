@@ -24,7 +24,7 @@ ITEMS = [acquisition(i) for i in range(5)]
 FAULTS = {
     "Die": "the process of this session was ended by SIGSEGV",
     "Hang": "Hang was at work on acquisition 2 (slice 0, step 2) for more than 1.5 s, the limit of this server",
-    "Hog": "Hog failed on acquisition 2 (slice 0, step 2):",
+    "Hog": "Hog ran out of memory on acquisition 2 (slice 0, step 2):",
 }
 
 
