@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 
 import platformdirs
-import psutil
 import torch
 
 from gadgets.gadget import Header, Session
@@ -21,6 +20,7 @@ from pipelines.executors.executor import Executor
 from pipelines.header import without_patient
 from pipelines.registry import Registry, installed_gadgets
 from recon_core.cache import ContentCache
+from recon_core.process_memory import total_memory
 
 log = logging.getLogger("spinstream")
 
@@ -57,7 +57,7 @@ class Site:
     @cached_property
     def cache(self) -> ContentCache:
         """Of what sessions build for trajectories, by content; one for each process."""
-        memory = psutil.virtual_memory().total
+        memory = total_memory()
         if self.torch_device().type == "cuda":
             memory = min(memory, torch.cuda.get_device_properties(0).total_memory)
         return ContentCache(max(int(CACHE_SHARE * memory / self.sessions), LEAST_CACHE))

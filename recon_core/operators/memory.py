@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import psutil
 import torch
+
+from recon_core.process_memory import available_memory
 
 HELD = 4
 """Arrays of the size of a batch that exist at the same time, work space of the FFT included."""
@@ -82,7 +83,7 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + unused
-    return int(psutil.virtual_memory().available)
+    return available_memory()
 
 
 def _mebibytes(number: int) -> str:

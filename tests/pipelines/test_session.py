@@ -14,6 +14,7 @@ import torch
 
 from gadgets.gadget import ACQUISITIONS, Gadget
 from gadgets.imaging_model import encoding_of
+from pipelines import session
 from pipelines.definition import parse_definition
 from pipelines.header import read_header
 from pipelines.session import Site, open_chain
@@ -66,14 +67,14 @@ def test_sites_share_nothing(site):
 @pytest.mark.parametrize(("device", "limit"), [("cpu", 2**33), ("auto", 2**30), ("cuda", 2**30)])
 def test_the_cache_fits_the_device_that_is_used(monkeypatch, device, limit):
     """A site for the processor leaves the CUDA device alone, which to ask costs memory on it."""
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**36))
+    monkeypatch.setattr(session, "total_memory", lambda: 2**36)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=2**33))
     assert Site(device=device).cache.limit_bytes == limit
 
 
 def test_sessions_that_share_a_machine_share_the_room_for_caches(site, monkeypatch):
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**36))
+    monkeypatch.setattr(session, "total_memory", lambda: 2**36)
     assert 4 * replace(site, sessions=4).cache.limit_bytes == replace(site, sessions=1).cache.limit_bytes
 
 
