@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import ismrmrd
 import numpy as np
 import psutil
@@ -275,7 +276,7 @@ def run_child(bench: Bench, chain: Sequence[str], environment: dict[str, str]) -
         sock, _ = listener.accept()
         with sock, Connection(sock, PATIENCE) as connection:
             for number, text in ((2, f"<configuration>{inner}</configuration>"), (3, bench.header)):
-                sock.sendall(struct.pack("<HI", number, len(text.encode())) + text.encode())
+                sock.sendall(packed_text(number, text))
             for item in (*bench.items, Close()):
                 connection.send(item)
             heard = errors(received(connection))
@@ -285,7 +286,7 @@ def run_child(bench: Bench, chain: Sequence[str], environment: dict[str, str]) -
 def cuts(bench: Bench) -> Iterator[Verdict]:
     """A session that ends in and between all its messages."""
     recordings, known = bench.folder / "cuts", set[Path]()
-    messages = [packed(ConfigText(configuration(*CHAIN))), packed(HeaderText(bench.header))]
+    messages = [packed_text(2, configuration(*CHAIN)), packed_text(3, bench.header)]
     messages += [packed(item) for item in bench.items[:6]]
     with serving(bench, recordings) as (_, address):
         bystander = Bystander(bench, address)
@@ -293,26 +294,26 @@ def cuts(bench: Bench) -> Iterator[Verdict]:
             before = b"".join(messages[:number])
             for length in sorted({0, 1, 2, 5, len(message) // 2, len(message) - 1}):
                 heard = cut(address, before + message[:length])
+                recording = newest(recordings, known) if number > 1 else None  # before the header, none is kept
                 complete = max(number - 2, 0)
-                recording = newest(recordings, known, 10.0 if number > 2 else 0.0)
-                kept = complete if recording is None and number <= 2 else acquisitions(recording)
                 yield Verdict(
                     f"cut after {length} of {len(message)} bytes of message {number}",
                     heard,
                     "the connection ended after" in heard,
                     bystander.goes_on(),
-                    kept == complete,
+                    acquisitions(recording) == complete,
                 )
         yield Verdict("the other session", "", True, bystander.ends_well(), True)
 
 
-def packed(message: Message) -> bytes:
-    """A message as bytes."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs, Connection(ours) as connection:
-        connection.send(message)
-        connection.hang_up()
-        return b"".join(iter(lambda: theirs.recv(1 << 20), b""))
+def packed_text(number: int, text: str) -> bytes:
+    """A configuration or a header as bytes."""
+    return struct.pack("<HI", number, len(text.encode())) + text.encode()
+
+
+def packed(item: ismrmrd.Acquisition) -> bytes:
+    """An acquisition as bytes."""
+    return struct.pack("<H", 1008) + bytes(item.to_bytes())
 
 
 def cut(address: tuple[str, int], data: bytes) -> str:
@@ -326,9 +327,9 @@ def cut(address: tuple[str, int], data: bytes) -> str:
 def acquisitions(recording: Path | None) -> int:
     """How many a recording holds."""
     if recording is None:
-        return -1
-    with open_raw(recording) as raw:
-        return len(list(raw.items()))
+        return 0
+    with h5py.File(recording) as file:
+        return len(file["dataset/data"]) if "data" in file["dataset"] else 0
 
 
 def others(bench: Bench) -> Iterator[Verdict]:

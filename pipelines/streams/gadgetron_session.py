@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.logs import configure
 from pipelines.recordings import Recordings
+from pipelines.streams.intake import Intake
 from pipelines.streams.limits import WORK_SECONDS, Limits
 from pipelines.streams.server_session import ServerSession
 from pipelines.streams.turns import Turns
@@ -47,10 +48,9 @@ class GadgetronSession(ServerSession):
         super().__init__(os.getpid(), sock, workers, limits, Turns(None))
         self._opening = opening
 
-    def _listen(self, inner: socket.socket) -> None:
-        self._write(memoryview(self._opening))
-        inner.sendall(self._opening)
-        super()._listen(inner)
+    def _take_in(self, intake: Intake) -> None:
+        intake.take(memoryview(self._opening))
+        super()._take_in(intake)
 
     def _error(self, reason: str) -> Message:
         return ErrorText(f"spinstream: {reason}")

@@ -102,6 +102,17 @@ class Journal:
         except OSError as error:
             raise self._stop(error) from error
 
+    def read(self, offset: int, count: int) -> bytes:
+        """Bytes from those written, fewer at their end.
+
+        Raises:
+            FileError: the disk is broken.
+        """
+        try:
+            return os.pread(self._descriptor, count, offset)
+        except OSError as error:
+            raise FileError(f"{self.path}: cannot be read back: {_reason(error)}") from error
+
     def close(self) -> None:
         """Brings all to disk and lets go of the file.
 
@@ -308,7 +319,7 @@ def sync_folder(folder: Path) -> None:
 def _create(path: Path) -> int:
     """A new file, locked. Whoever finds it before it is locked may lock it first, and remove it as an empty one."""
     while True:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.fstat(descriptor).st_nlink:
             return descriptor

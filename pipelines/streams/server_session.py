@@ -19,6 +19,7 @@ from pathlib import Path
 from pipelines.errors import FileError, PeerVanished, WireError
 from pipelines.monitor import SessionStatus
 from pipelines.recordings import Recordings
+from pipelines.streams.intake import Intake
 from pipelines.streams.journal import Journal
 from pipelines.streams.limits import LAST_WORDS_SECONDS, Limits
 from pipelines.streams.progress import Outcome, Progress
@@ -28,7 +29,6 @@ from pipelines.wire import ERROR, Close, Connection, Message, Text
 
 log = logging.getLogger("spinstream")
 
-CHUNK = 1 << 18
 WATCH_SECONDS = 0.5
 
 SILENCE_SECONDS = 10.0
@@ -154,9 +154,8 @@ class ServerSession:
         if at is not None and at[2] > limit:
             what = f"{at[0]} was at work on {at[1]}"
         elif silence > limit + SILENCE_SECONDS:
-            what = (
-                f"{at[0]}, at work on {at[1]}, kept its process from answering" if at else "its process did not answer"
-            )
+            where = f" while {at[0]} was at work on {at[1]}" if at else ""
+            what = f"the process of this session did not answer{where}"
         else:
             return
         self._killed = f"{what} for more than {limit:g} s, the limit of this server, and was ended"
@@ -164,36 +163,33 @@ class ServerSession:
 
     def _listen(self, inner: socket.socket) -> None:
         """Records what the client sends, and passes it on."""
-        view = memoryview(bytearray(CHUNK))
-        passing = True
         try:
-            while self._client_speaks() and (count := self._sock.recv_into(view)):
-                self._write(view[:count])
-                passing = passing and _passed_on(view[:count], inner)
+            self._take_in(Intake(self._sock, inner, self.journal, self._lose_recording))
         except OSError as error:
             log.info("the client is gone: %s", error.strerror or error)
             _shut(inner, socket.SHUT_RDWR)
+        except FileError as error:
+            self.dismiss(str(error))
         else:
             _shut(inner, socket.SHUT_WR)
             self._watch_for_hang_up()
             _shut(inner, socket.SHUT_RDWR)
 
-    def _client_speaks(self) -> bool:
-        """Waits for bytes of the client, or for its end.
+    def _take_in(self, intake: Intake) -> None:
+        intake.run(self._is_over)
 
-        Before the answer, how long to wait is for the worker to say. After a good answer nothing more is expected, and
-        after a bad one what still comes is only read on if it is recorded.
+    def _is_over(self, silence: float) -> bool:
+        """Whether nothing more is expected of the client.
+
+        Before the answer, that is for the worker to say. After a good answer nothing more is, and after a bad one what
+        still comes is only read on if it is recorded.
         """
-        poll = select.poll()
-        poll.register(self._sock, select.POLLIN)
-        began = time.monotonic()
-        while not poll.poll(WATCH_SECONDS * 1000):
-            patience = self._limits.patience_s
-            if self._answered_at is not None and patience is not None and time.monotonic() - began > patience:
-                return False
-            if self._reading_is_over():
-                return False
-        return not self._reading_is_over()
+        if self._answered_at is None:
+            return False
+        patience = self._limits.patience_s
+        if self.journal is None or self.journal.stopped or self._done:
+            return time.monotonic() - self._answered_at > LAST_WORDS_SECONDS
+        return patience is not None and silence > patience
 
     def _watch_for_hang_up(self) -> None:
         """Waits until a client that sends no more is gone, or has its answer."""
@@ -201,22 +197,6 @@ class ServerSession:
         poll.register(self._sock, 0)
         while self._answered_at is None and not poll.poll(WATCH_SECONDS * 1000):
             pass
-
-    def _reading_is_over(self) -> bool:
-        recording = self.journal is not None and not self.journal.stopped and not self._done
-        return (
-            self._answered_at is not None
-            and not recording
-            and time.monotonic() - self._answered_at > LAST_WORDS_SECONDS
-        )
-
-    def _write(self, data: memoryview) -> None:
-        if self.journal is None:
-            return
-        try:
-            self.journal.write(data)
-        except FileError as error:
-            self._lose_recording(error)
 
     def _lose_recording(self, error: FileError) -> None:
         """The images are still worth having; the person at the client hears of it, and may save the data elsewhere."""
@@ -271,15 +251,6 @@ def _thread(task: Callable[..., None], *args: object) -> threading.Thread:
     thread = threading.Thread(target=contextvars.copy_context().run, args=(task, *args), daemon=True)
     thread.start()
     return thread
-
-
-def _passed_on(data: memoryview, inner: socket.socket) -> bool:
-    """Whether the worker takes data still."""
-    try:
-        inner.sendall(data)
-    except OSError:
-        return False
-    return True
 
 
 def _shut(inner: socket.socket, side: int) -> None:
