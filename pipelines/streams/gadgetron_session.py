@@ -6,6 +6,7 @@ by itself does not do: of a child that died it reports an illegal message, for o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -59,8 +60,14 @@ class GadgetronSession(ServerSession):
         self._answered_at = time.monotonic()
 
     def _await_end(self, listener: threading.Thread) -> None:
-        if not self._done:  # a process that ended with data unread would reset the connection, and the error be lost
-            listener.join()
+        """After a good answer Gadgetron waits for our close; after an error it sends on until it has read it.
+
+        A process that ended with data unread would reset the connection, and the error be lost.
+        """
+        if self._done:
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RD)
+        listener.join()
 
 
 def serve_parent(parent: Parent) -> None:

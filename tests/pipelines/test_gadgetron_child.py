@@ -76,8 +76,10 @@ def test_images_come_back_and_nothing_else():
     with Parent(inner(*PREVIEW)) as parent:
         parent.send(*fully_sampled(), Close())
         got = parent.received()
+        parent.sock.shutdown(socket.SHUT_RDWR)
         assert [type(item).__name__ for item in got] == ["Image"]
         assert parent.child.wait(20) == 0
+        assert "Traceback" not in parent.child.stderr.read()
 
 
 @pytest.mark.parametrize(
