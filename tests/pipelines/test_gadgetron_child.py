@@ -85,9 +85,9 @@ def test_images_come_back_and_nothing_else():
 @pytest.mark.parametrize(
     ("configuration", "reason"),
     [
-        (inner("Nonsense"), "no gadget is called 'Nonsense'"),
         (b"", "not well-formed XML"),
-        (inner("ImageExport"), "ImageExport needs image"),
+        pytest.param(inner("Nonsense"), "no gadget is called 'Nonsense'", marks=pytest.mark.slow),
+        pytest.param(inner("ImageExport"), "ImageExport needs image", marks=pytest.mark.slow),
     ],
 )
 def test_what_cannot_start_is_reported_with_id_8(configuration, reason):
@@ -97,6 +97,7 @@ def test_what_cannot_start_is_reported_with_id_8(configuration, reason):
         assert reason in message.text
 
 
+@pytest.mark.slow
 def test_a_raising_gadget_is_reported_with_id_8_before_the_close():
     with Parent(inner(*PREVIEW)) as parent:
         bad = fully_sampled()
