@@ -268,7 +268,7 @@ def _counters(totals: Totals) -> Iterator[Metric]:
     for outcome in Outcome:  # those that never happened too: a first error is a step from zero
         count = totals.sessions.get(outcome, 0)
         sessions.add_metric([outcome.value], count)
-        if outcome is not Outcome.DONE:
+        if outcome not in (Outcome.DONE, Outcome.SILENT):
             errors.add_metric([outcome.value], count)
     errors.add_metric(["recording"], totals.recording_failures)
     yield sessions

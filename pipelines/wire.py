@@ -249,14 +249,23 @@ class Connection:
         sock: connected; the caller closes it.
         patience: seconds that one read or write may wait for the peer; None waits for ever.
         bounds: of what a message may announce.
+        sends_wait: whether writes wait for ever all the same.
     """
 
-    def __init__(self, sock: socket.socket, patience: float | None = None, bounds: Bounds = BOUNDS) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        patience: float | None = None,
+        bounds: Bounds = BOUNDS,
+        sends_wait: bool = False,
+    ) -> None:
         sock.settimeout(patience)
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = sock
         self._patience = patience
+        self._sends_wait = sends_wait
+        self._broken_off = False  # what followed would be read as a part of that message
         self._sending = threading.Lock()
         self._stream = cast(BufferedIOBase, sock.makefile("rb", buffering=READ_BUFFER))
         self._reader = MessageReader(self._stream, patience, bounds)
@@ -336,6 +345,14 @@ class Connection:
         except OSError:
             return
 
+    def _send_some(self, parts: list[memoryview]) -> int:
+        while True:
+            try:
+                return self._socket.sendmsg(parts)
+            except TimeoutError:
+                if not self._sends_wait:
+                    raise
+
     def _send_text(self, message: ConfigText | HeaderText | Text) -> None:
         if isinstance(message, Text):
             self._write(MessageId.TEXT, *_text_bytes("<I", message.text))
@@ -354,9 +371,12 @@ class Connection:
         waiting = [memoryview(struct.pack("<H", number)), *(memoryview(part) for part in parts if len(part))]
         try:
             with self._sending:
+                if self._broken_off:
+                    raise BrokenPipeError("a message before this one broke off")
+                self._broken_off = True
                 while waiting:
-                    sent = self._socket.sendmsg(waiting)
-                    waiting = _unsent(waiting, sent)
+                    waiting = _unsent(waiting, self._send_some(waiting))
+                self._broken_off = False
         except TimeoutError:
             raise PeerIdle(f"the peer took no data for {self._patience:g} s") from None
         except OSError as error:

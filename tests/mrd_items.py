@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 
 import ismrmrd
@@ -139,13 +140,68 @@ class WhichProcess(Gadget[ismrmrd.Acquisition]):
         yield item
 
 
+class BigImages(Gadget[ismrmrd.Acquisition]):
+    """Makes an image of 16 MiB of each acquisition."""
+
+    takes = ismrmrd.Acquisition
+    needs = removes = frozenset({ACQUISITIONS})
+
+    def take(self, item):
+        yield ismrmrd.Image.from_array(np.zeros((1, 1, 2048, 2048), np.float32), transpose=False)
+
+
+class Forks(Gadget[ismrmrd.Acquisition]):
+    """Leaves a child of its own behind, which holds whatever it holds itself."""
+
+    takes = ismrmrd.Acquisition
+
+    def open(self, session):
+        super().open(session)
+        if not os.fork():
+            time.sleep(30)
+            os._exit(0)
+
+    def take(self, item):
+        yield item
+
+
+class LeavesThread(Gadget[ismrmrd.Acquisition]):
+    """Leaves a thread behind that never ends."""
+
+    takes = ismrmrd.Acquisition
+
+    def open(self, session):
+        super().open(session)
+        threading.Thread(target=time.sleep, args=(1000,)).start()
+
+    def take(self, item):
+        yield item
+
+
 class Pass(Gadget[Frame]):
     """Takes frames, of which there are none."""
 
     takes = Frame
 
 
-REGISTRY = {kind.__name__: kind for kind in (Count, Fail, ToImage, Long, Short, Die, Hang, Hog, WhichProcess, Pass)}
+REGISTRY = {
+    kind.__name__: kind
+    for kind in (
+        Count,
+        Fail,
+        ToImage,
+        Long,
+        Short,
+        Die,
+        Hang,
+        Hog,
+        WhichProcess,
+        BigImages,
+        Forks,
+        LeavesThread,
+        Pass,
+    )
+}
 
 
 def configuration(*gadgets: str) -> str:

@@ -292,7 +292,7 @@ def cuts(bench: Bench) -> Iterator[Verdict]:
         bystander = Bystander(bench, address)
         for number, message in enumerate(messages):
             before = b"".join(messages[:number])
-            for length in sorted({0, 1, 2, 5, len(message) // 2, len(message) - 1}):
+            for length in sorted({0 if number else 1, 1, 2, 5, len(message) // 2, len(message) - 1}):
                 heard = cut(address, before + message[:length])
                 recording = newest(recordings, known) if number > 1 else None  # before the header, none is kept
                 complete = max(number - 2, 0)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("spinstream")
 
+CLOSE_ID = 4
 ERROR_ID = 8
 LAST_WORDS_SECONDS = 10.0
 
@@ -49,7 +50,7 @@ def _report(parent: ParentConnection, text: str) -> None:
     sock = parent.socket.socket
     deadline = time.monotonic() + LAST_WORDS_SECONDS
     try:
-        sock.sendall(struct.pack("<HQ", ERROR_ID, len(encoded)) + encoded)
+        sock.sendall(struct.pack("<HQ", ERROR_ID, len(encoded)) + encoded + struct.pack("<H", CLOSE_ID))
         sock.settimeout(LAST_WORDS_SECONDS)
         while sock.recv(1 << 20) and time.monotonic() < deadline:
             pass

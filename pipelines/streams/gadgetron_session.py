@@ -6,13 +6,11 @@ by itself does not do: of a child that died it reports an illegal message, for o
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import struct
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +22,7 @@ from pipelines.streams.limits import WORK_SECONDS, Limits
 from pipelines.streams.server_session import ServerSession
 from pipelines.streams.turns import Turns
 from pipelines.streams.workers import Peer, Setting, Workers
-from pipelines.wire import ErrorText, Message, MessageId
+from pipelines.wire import Close, ErrorText, Message, MessageId
 
 if TYPE_CHECKING:
     from gadgetron.external.connection import Connection as Parent
@@ -41,7 +39,7 @@ class GadgetronSession(ServerSession):
 
     Args:
         opening: configuration and header as messages, which the `gadgetron` package has read already.
-        sock: Gadgetron's; the package sends the close when `run` is over.
+        sock: Gadgetron's; the package closes it when `run` is over.
         workers: of which one is taken.
     """
 
@@ -57,17 +55,9 @@ class GadgetronSession(ServerSession):
         return ErrorText(f"spinstream: {reason}")
 
     def _end_answer(self) -> None:
+        self._bring_to_disk()
         self._answered_at = time.monotonic()
-
-    def _await_end(self, listener: threading.Thread) -> None:
-        """After a good answer Gadgetron waits for our close; after an error it sends on until it has read it.
-
-        A process that ended with data unread would reset the connection, and the error be lost.
-        """
-        if self._done:
-            with contextlib.suppress(OSError):
-                self._sock.shutdown(socket.SHUT_RD)
-        listener.join()
+        self._answer(Close())  # only then Gadgetron ends its side; the package sends another one, so no hanging up
 
 
 def serve_parent(parent: Parent) -> None:

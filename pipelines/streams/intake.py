@@ -1,7 +1,8 @@
 """What a client sends goes to the journal at once, and to the worker as it takes it.
 
 While the worker is busy, the journal is the queue: a scanner need not wait, and what it sends is safe whether or not it
-is ever computed. Where nothing is recorded, the client has to wait instead, and memory stays bounded.
+is ever computed. Where nothing is recorded, the client has to wait instead, and memory stays bounded. A worker that is
+behind learns that its client has gone when it has caught up, or when it sends something.
 """
 
 from __future__ import annotations
@@ -23,13 +24,17 @@ class Intake:
 
     Args:
         client: its socket.
-        worker: our end of the worker's conversation; it is never waited for.
+        worker: our end of the worker's conversation, which is never waited for; None where there is no worker.
         journal: None where nothing is recorded.
         lost: called with the reason when the recording has to stop.
     """
 
     def __init__(
-        self, client: socket.socket, worker: socket.socket, journal: Journal | None, lost: Callable[[FileError], object]
+        self,
+        client: socket.socket,
+        worker: socket.socket | None,
+        journal: Journal | None,
+        lost: Callable[[FileError], object],
     ) -> None:
         self._client = client
         self._worker = worker
@@ -37,7 +42,7 @@ class Intake:
         self._lost = lost
         self._passed = 0  # bytes of the journal that the worker has
         self._unrecorded = b""  # behind those of the journal; the worker has not got them either
-        self._worker_listens = True
+        self._worker_listens = worker is not None
 
     def run(self, is_over: Callable[[float], bool]) -> None:
         """Until the client has ended its side and the worker has all, or has ended its own.
@@ -89,10 +94,10 @@ class Intake:
         recording = self._journal is not None and not self._journal.stopped
         if client_speaks and (recording or not self._waiting):
             poll.register(self._client, select.POLLIN)
-        if self._waiting:
+        if self._worker is not None and self._waiting:
             poll.register(self._worker, select.POLLOUT)
         ready = {descriptor for descriptor, _ in poll.poll(WATCH_SECONDS * 1000)}
-        return self._client.fileno() in ready, self._worker.fileno() in ready
+        return self._client.fileno() in ready, bool(ready - {self._client.fileno()})
 
     def _record(self, data: memoryview) -> int:
         """How many of the bytes are in the journal."""
@@ -109,6 +114,8 @@ class Intake:
         """Gives the worker what it takes of what it has not got."""
         while self._journal is not None and self._unread and self._worker_listens:
             data = self._journal.read(self._passed, CHUNK)
+            if not data:
+                raise FileError(f"{self._journal.path}: {self._unread} bytes that were written are not there any more")
             taken = self._offer(memoryview(data))
             self._passed += taken
             if taken < len(data):
@@ -117,7 +124,7 @@ class Intake:
 
     def _offer(self, data: memoryview) -> int:
         """How many bytes the worker takes, without waiting for it; all, once it listens no more."""
-        if not self._worker_listens or not data:
+        if self._worker is None or not self._worker_listens or not data:
             return len(data)
         try:
             return self._worker.send(data, socket.MSG_DONTWAIT)

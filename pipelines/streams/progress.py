@@ -39,3 +39,4 @@ class Outcome(Enum):
     VANISHED = "vanished"
     DIED = "died"
     REFUSED = "refused"
+    SILENT = "silent"

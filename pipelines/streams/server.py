@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import logging
 import os
+import select
 import shutil
 import socket
 import socketserver
@@ -32,6 +33,8 @@ from pipelines.wire import ERROR, Close, Connection, Text
 log = logging.getLogger("spinstream")
 
 POLL_SECONDS = 0.02
+RETRY_SECONDS = 0.1
+FIRST_BYTE_SECONDS = 30.0
 ALIVE_SECONDS = 10.0
 
 Border = Callable[[socket.socket], socket.socket]
@@ -109,6 +112,10 @@ class Server(socketserver.ThreadingTCPServer):
         """Called by `serve_forever` again and again."""
         self._accepting = time.monotonic()
 
+    def _running(self) -> list[ServerSession]:
+        with self._counting:
+            return list(self.sessions)
+
     def begin(self, session: ServerSession) -> None:
         """Counts a session among those that run."""
         with self._counting:
@@ -123,17 +130,17 @@ class Server(socketserver.ThreadingTCPServer):
     def refuse(self, sock: socket.socket, reason: str) -> None:
         """Tells a client why it is not served."""
         log.error("%s", reason)
-        self.refused()
+        self.count(Outcome.REFUSED)
         with Connection(sock, LAST_WORDS_SECONDS) as connection:
             with contextlib.suppress(WireError):
                 connection.send(Text(f"{ERROR}{reason}\n"))
                 connection.send(Close())
             connection.drain(LAST_WORDS_SECONDS)
 
-    def refused(self) -> None:
-        """Counts a client that was not served."""
+    def count(self, outcome: Outcome) -> None:
+        """Counts a client that had no session."""
         with self._counting:
-            self.totals = self.totals.ended(Outcome.REFUSED)
+            self.totals = self.totals.ended(outcome)
 
     def unready(self) -> str:
         """Why a new client would not be served; empty if it would."""
@@ -169,9 +176,23 @@ class Server(socketserver.ThreadingTCPServer):
         Returns:
             Whether all have ended within that time.
         """
-        for session in list(self.sessions):
+        for session in self._running():
             session.dismiss("the server is being stopped")
+        if not self.drain(seconds):
+            for session in self._running():
+                session.cut()
         return self.drain(seconds)
+
+    def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
+        """The next client, called by `serve_forever`."""
+        try:
+            sock, address = super().get_request()
+        except OSError as error:  # no descriptors left, for example; the client waits in line
+            log.error("a client cannot be taken: %s", error.strerror or error)
+            time.sleep(RETRY_SECONDS)
+            raise
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # a machine that lost power says nothing
+        return sock, address
 
     def server_close(self) -> None:
         """Ends what waits for sessions."""
@@ -187,7 +208,6 @@ class _Handler(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         number = next(self.server.numbers)
         with in_session(number):
-            log.info("client at %s", self.client_address[0])
             try:
                 with self._beyond_border() as sock:
                     self._serve(sock, number)
@@ -200,11 +220,15 @@ class _Handler(socketserver.BaseRequestHandler):
         try:
             return self.server.border(self.request)
         except SpinstreamError:
-            self.server.refused()
+            self.server.count(Outcome.REFUSED)
             raise
 
     def _serve(self, sock: socket.socket, number: int) -> None:
         server = self.server
+        if not _speaks(sock):  # a health check, a scan of ports: no process, no place and no recording for them
+            server.count(Outcome.SILENT)
+            return
+        log.info("client at %s", self.client_address[0])
         if server.draining or not server.places.acquire(blocking=False):
             server.refuse(sock, f"{server.unready() or 'no place is free'}; try again later")
             return
@@ -216,17 +240,28 @@ class _Handler(socketserver.BaseRequestHandler):
     def _record_and_run(self, sock: socket.socket, number: int) -> None:
         server = self.server
         session = ServerSession(number, sock, server.workers, server.limits, server.turns)
-        if server.recordings is not None:
-            session.record(server.recordings)
         server.begin(session)
         outcome = Outcome.FAILED
         try:
+            if server.recordings is not None:
+                session.record(server.recordings)
             outcome = session.run()
         finally:
-            server.end(session, outcome)
             journal = session.end_recording()
+            server.end(session, outcome)
             if journal is not None and server.finisher is not None:
                 server.finisher.finish(journal)
+
+
+def _speaks(sock: socket.socket) -> bool:
+    """Whether a client says something before it ends its side, or within a time."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    try:
+        return bool(poll.poll(FIRST_BYTE_SECONDS * 1000)) and bool(sock.recv(1, socket.MSG_PEEK))
+    except OSError as error:
+        log.debug("a client has gone before it said anything: %s", error)
+        return False
 
 
 def _uses_cuda(site: Site) -> bool:

@@ -14,13 +14,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from pipelines.errors import FileError, PeerVanished, WireError
 from pipelines.monitor import SessionStatus
 from pipelines.recordings import Recordings
 from pipelines.streams.intake import Intake
-from pipelines.streams.journal import Journal
+from pipelines.streams.journal import WIDE, Journal
 from pipelines.streams.limits import LAST_WORDS_SECONDS, Limits
 from pipelines.streams.progress import Outcome, Progress
 from pipelines.streams.turns import Turns
@@ -74,25 +75,45 @@ class ServerSession:
         self._answered_at: float | None = None
         self._done = False
         self._killed: str | None = None
+        self._dismissed = False
+        self._asides: list[threading.Thread] = []
+        self._broken_off = "the process of this session ended without an answer"
 
     def run(self) -> Outcome:
         """Serves the client until both sides have ended."""
-        worker, inner, whereabouts = self._workers.begin(self.number)
+        try:
+            worker, inner, whereabouts = self._workers.begin(self.number)
+        except OSError as error:
+            return self._run_without(f"no process can be started for this session: {error.strerror or error}")
         self._worker = worker
-        with self._client, inner, Connection(inner) as inside, contextlib.closing(whereabouts):
+        if self._killed is not None:  # dismissed meanwhile
+            worker.kill()
+        with self._client, inner, contextlib.closing(whereabouts):
             listener = _thread(self._listen, inner)
-            relay = _thread(self._relay, inside)
+            relay = _thread(self._relay, inner)
             end = self._follow(worker)
+            if isinstance(end, Died):
+                _shut(
+                    inner, socket.SHUT_RD
+                )  # a child of its own may hold the other end; what it has said is still read
+                end = replace(end, how=self._killed or self._epitaph(end, whereabouts.read()))
             relay.join()
             self._done = end == Ended(Outcome.DONE)
-            if isinstance(end, Died):
-                self._tell_end(self._killed or self._epitaph(end, whereabouts.read()))
+            if self._answered_at is None:
+                self._tell_end(end.how if isinstance(end, Died) else self._broken_off)
             if self._done:
                 self._workers.give_back(worker)
             else:
                 worker.close()
             self._await_end(listener)
         return Outcome.DIED if isinstance(end, Died) else end.outcome
+
+    def _run_without(self, reason: str) -> Outcome:
+        """What the client sends is recorded all the same."""
+        with self._client:
+            self._tell_end(reason)
+            self._await_end(_thread(self._listen, None))
+        return Outcome.DIED
 
     def record(self, recordings: Recordings) -> None:
         """Begins a recording of what the client sends; call it before `run`."""
@@ -121,12 +142,15 @@ class ServerSession:
         )
 
     def dismiss(self, reason: str) -> None:
-        """Tells the client why, and ends the session at once; called from another thread than `run`."""
+        """Ends the session, whose client is told why; called from another thread than `run`, and does not wait."""
+        self._dismissed = True
         self._killed = reason
-        self._tell_end(reason)
-        self._client.cut()
         if self._worker is not None:
             self._worker.kill()
+
+    def cut(self) -> None:
+        """Ends the connection, for a client that takes too long to hear why."""
+        self._client.cut()
 
     def _follow(self, worker: Worker) -> Ended | Died:
         """Answers the worker until the session is over."""
@@ -161,19 +185,18 @@ class ServerSession:
         self._killed = f"{what} for more than {limit:g} s, the limit of this server, and was ended"
         worker.kill()
 
-    def _listen(self, inner: socket.socket) -> None:
+    def _listen(self, inner: socket.socket | None) -> None:
         """Records what the client sends, and passes it on."""
         try:
-            self._take_in(Intake(self._sock, inner, self.journal, self._lose_recording))
+            self._take_in(Intake(self._sock, inner, self.journal, self._lose_recording_aside))
         except OSError as error:
             log.info("the client is gone: %s", error.strerror or error)
-            _shut(inner, socket.SHUT_RDWR)
         except FileError as error:
             self.dismiss(str(error))
         else:
             _shut(inner, socket.SHUT_WR)
             self._watch_for_hang_up()
-            _shut(inner, socket.SHUT_RDWR)
+        _shut(inner, socket.SHUT_RDWR)
 
     def _take_in(self, intake: Intake) -> None:
         intake.run(self._is_over)
@@ -186,6 +209,8 @@ class ServerSession:
         """
         if self._answered_at is None:
             return False
+        if self._dismissed:
+            return time.monotonic() - self._answered_at > WATCH_SECONDS
         patience = self._limits.patience_s
         if self.journal is None or self.journal.stopped or self._done:
             return time.monotonic() - self._answered_at > LAST_WORDS_SECONDS
@@ -204,15 +229,25 @@ class ServerSession:
         log.error("%s", error)
         self._answer(self._error(str(error)))
 
-    def _relay(self, inside: Connection) -> None:
+    def _lose_recording_aside(self, error: FileError) -> None:
+        """The same from the thread that takes in data: a client may not read before it has sent them all."""
+        self._asides.append(_thread(self._lose_recording, error))
+
+    def _relay(self, inner: socket.socket) -> None:
         """Passes on what the worker says; only whole messages, so that an error can still follow if it dies."""
-        with contextlib.suppress(PeerVanished):  # of the worker, whose events tell the rest
-            while not isinstance(message := inside.receive(), Close):
-                if not self._answer(message):
-                    break
-            else:
-                self._end_answer()
-        inside.cut()  # so that a worker whose client is gone hears of it
+        with Connection(inner, bounds=WIDE) as inside:
+            try:
+                while not isinstance(message := inside.receive(), Close):
+                    if not self._answer(message):
+                        break
+                else:
+                    self._end_answer()
+            except PeerVanished:  # its events tell why
+                pass
+            except WireError as error:
+                self._broken_off = f"the answer broke off: {error}"
+            finally:
+                inside.cut()  # so that a worker whose client is gone hears of it
 
     def _tell_end(self, reason: str) -> None:
         log.error("%s", reason)
@@ -224,9 +259,12 @@ class ServerSession:
         return Text(f"{ERROR}{reason}\n")
 
     def _end_answer(self) -> None:
-        self._answered_at = time.monotonic()
+        self._bring_to_disk()
+        for aside in self._asides:
+            aside.join()
         self._answer(Close())
         self._client.hang_up()
+        self._answered_at = time.monotonic()
 
     def _answer(self, message: Message) -> bool:
         """Whether the client could be told."""
@@ -234,8 +272,19 @@ class ServerSession:
             self._client.send(message)
         except WireError as error:
             log.warning("the client does not hear any more: %s", error)
+            self._answered_at = self._answered_at or time.monotonic()
             return False
         return True
+
+    def _bring_to_disk(self) -> None:
+        """Before the client hears that all is well."""
+        if self.journal is None:
+            return
+        self.journal.sync()
+        try:
+            self.journal.write(b"")  # raises what that met
+        except FileError as error:
+            self._lose_recording(error)
 
     def _await_end(self, listener: threading.Thread) -> None:
         listener.join()
@@ -253,6 +302,8 @@ def _thread(task: Callable[..., None], *args: object) -> threading.Thread:
     return thread
 
 
-def _shut(inner: socket.socket, side: int) -> None:
+def _shut(inner: socket.socket | None, side: int) -> None:
+    if inner is None:
+        return
     with contextlib.suppress(OSError):
         inner.shutdown(side)

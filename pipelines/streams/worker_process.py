@@ -11,8 +11,10 @@ import threading
 from collections.abc import Iterator
 from multiprocessing.connection import Connection as Pipe
 from multiprocessing.reduction import recv_handle
+from typing import NoReturn
 
 import psutil
+import torch
 
 from pipelines.logs import in_session
 from pipelines.session import Site
@@ -28,7 +30,7 @@ PROGRESS_SECONDS = 1.0
 CONVERSATIONS = {Peer.CLIENT: Conversation, Peer.GADGETRON: ChildConversation}
 
 
-def live(pipe: Pipe, setting: Setting) -> None:
+def live(pipe: Pipe, setting: Setting) -> NoReturn:
     """The life of a worker; ends when the server closes its end of the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the server decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -41,18 +43,25 @@ def live(pipe: Pipe, setting: Setting) -> None:
             number = pipe.recv()
             sock, whereabouts = socket.socket(fileno=recv_handle(pipe)), Whereabouts(recv_handle(pipe))
         except (EOFError, OSError):  # the server has ended, or was killed
-            return
+            os._exit(0)  # whatever threads a gadget has left behind
         with _session(number, sock, setting.limits) as connection, contextlib.closing(whereabouts):
             speak = CONVERSATIONS[setting.peer]
             conversation = speak(connection, site, setting.limits, turns, whereabouts.write)
             with _telling(turns, conversation):
                 outcome = conversation.run()
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.empty_cache()  # others may need what an idle process holds
         turns.send(Ended(outcome))
 
 
 @contextlib.contextmanager
 def _session(number: int, sock: socket.socket, limits: Limits) -> Iterator[Connection]:
-    with in_session(number, whole_process=True), sock, Connection(sock, limits.patience_s, limits.bounds) as connection:
+    # How long a client may take to read is for the server to say, which sees it: here, only the server would be judged.
+    with (
+        in_session(number, whole_process=True),
+        sock,
+        Connection(sock, limits.patience_s, limits.bounds, sends_wait=True) as connection,
+    ):
         yield connection
 
 

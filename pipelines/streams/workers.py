@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
+import select
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from multiprocessing.connection import Connection as Pipe
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import send_handle
 from typing import TYPE_CHECKING
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 
 IDLE_WORKERS = 2
 END_SECONDS = 5.0
+ATTEMPTS = (0.1, 1.0, 0.0)
 
 
 class Peer(Enum):
@@ -88,33 +93,31 @@ class Worker:
     Args:
         setting: of its sessions.
         fresh: whether it is an interpreter of its own, instead of a fork of one that has loaded everything.
+
+    Raises:
+        OSError: the system has no room for one more process.
     """
 
     def __init__(self, setting: Setting, fresh: bool = False) -> None:
         self._pipe, theirs = multiprocessing.Pipe()
-        if fresh:
-            self._process: BaseProcess = multiprocessing.get_context("spawn").Process(
-                target=_live, args=(theirs, setting), daemon=True
-            )
-        else:
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["pipelines.streams.preload"])
-            self._process = context.Process(target=_live, args=(theirs, setting), daemon=True)
-        self._process.start()
-        theirs.close()
+        with theirs:
+            self._process = _started(setting, theirs, fresh)
+        # The process itself: its number may become another's, and a child of it may keep its end of the pipe open.
+        self._itself = os.pidfd_open(self._process.pid or 0)
 
     def begin(self, number: int) -> tuple[socket.socket, Whereabouts]:
         """Starts a session; gives our end of its conversation, and what tells what it is at.
 
         Raises:
-            OSError: the process is gone.
+            BrokenPipeError: the process is gone.
+            OSError: the system has no room for what a session takes.
         """
-        if not self._process.is_alive():
+        if self._gone(0.0):
             raise BrokenPipeError("the process is gone")
+        whereabouts = Whereabouts()
         ours, theirs = socket.socketpair()
         with theirs:
             self._pipe.send(number)
-            whereabouts = Whereabouts()
             for descriptor in (theirs.fileno(), whereabouts.descriptor):
                 send_handle(self._pipe, descriptor, self._process.pid or 0)
         return ours, whereabouts
@@ -123,12 +126,19 @@ class Worker:
         """What happens in the session; None where nothing does for that long; the last is `Ended` or `Died`."""
         event: Event | None = None
         while not isinstance(event, (Ended, Died)):
-            try:
-                event = self._pipe.recv() if self._pipe.poll(seconds) else None
-            except (EOFError, OSError):
-                self._process.join(END_SECONDS)
-                event = Died(_how(self._process.exitcode))
+            event = self._event(seconds)
             yield event
+
+    def _event(self, seconds: float) -> Event | None:
+        wait([self._pipe, self._itself], seconds)
+        try:
+            if self._pipe.poll():
+                received: Event = self._pipe.recv()
+                return received
+        except (EOFError, OSError):
+            self.kill()  # it has closed its end, and is of no more use
+            self._gone(END_SECONDS)
+        return Died(_how(self._exit_code())) if self._gone(0.0) else None
 
     def grant_turn(self) -> None:
         """Answers `WantsTurn`."""
@@ -137,11 +147,54 @@ class Worker:
 
     def kill(self) -> None:
         """Ends the process at once."""
-        self._process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._itself, signal.SIGKILL)
 
     def close(self) -> None:
-        """Lets an idle process end."""
+        """Ends the process, in which nothing is wanted any more, and lets go of it."""
+        self.kill()
         self._pipe.close()
+        os.close(self._itself)
+
+    def _gone(self, seconds: float) -> bool:
+        poll = select.poll()
+        poll.register(self._itself, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+
+    def _exit_code(self) -> int | None:
+        wait([self._process.sentinel], END_SECONDS)  # the process that it was forked from writes the code there
+        with _PROCESSES:
+            return self._process.exitcode
+
+
+_PROCESSES = threading.Lock()
+"""Held while the package looks after its processes: of two threads that ask, one would get a wrong exit code."""
+
+
+def _started(setting: Setting, pipe: Pipe, fresh: bool) -> BaseProcess:
+    """Once more, if the process that it is forked from has died: the package starts another one then.
+
+    Raises:
+        OSError: the system has no room for one more process.
+    """
+    for pause in ATTEMPTS:
+        process = _process(setting, pipe, fresh)
+        try:
+            with _PROCESSES:
+                process.start()
+        except (EOFError, ConnectionError):
+            time.sleep(pause)
+        else:
+            return process
+    raise ConnectionAbortedError("the process that others are forked from does not answer")
+
+
+def _process(setting: Setting, pipe: Pipe, fresh: bool) -> BaseProcess:
+    if fresh:
+        return multiprocessing.get_context("spawn").Process(target=_live, args=(pipe, setting), daemon=True)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pipelines.streams.preload"])
+    return context.Process(target=_live, args=(pipe, setting), daemon=True)
 
 
 class Workers:
@@ -158,9 +211,13 @@ class Workers:
         self._lock = threading.Lock()
 
     def begin(self, number: int) -> tuple[Worker, socket.socket, Whereabouts]:
-        """Starts a session in the worker that was used last, or in a new one; see `Worker.begin`."""
+        """Starts a session in the worker that was used last, or in a new one; see `Worker.begin`.
+
+        Raises:
+            OSError: the system has no room for one more process, or for what a session takes.
+        """
         while (worker := self._idle_one()) is not None:
-            with contextlib.suppress(OSError):  # it died meanwhile
+            with contextlib.suppress(ConnectionError):  # it died meanwhile
                 return worker, *worker.begin(number)
             worker.close()
         worker = self._make()
@@ -190,9 +247,13 @@ class Workers:
             return self._idle.pop() if self._idle else None
 
 
+UNKNOWN = 255
+"""The exit code that the package gives where it does not know better."""
+
+
 def _how(code: int | None) -> str:
-    if code is None:
-        return "does not answer"
+    if code is None or code == UNKNOWN:
+        return "has died"
     if code >= 0:
         return f"ended with status {code}"
     name = signal.Signals(-code).name

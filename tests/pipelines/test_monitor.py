@@ -95,7 +95,7 @@ def test_metrics_of_running_sessions_add_up_to_those_that_have_ended(monitor):
     assert got["spinstream_gadget_latency_seconds_sum", "CoilMaps"] == 1.0
     assert got["spinstream_gadget_at_work_seconds", "CgSense"] == 60.0
     outcomes = {outcome.value: got["spinstream_sessions_total", outcome.value] for outcome in Outcome}
-    assert outcomes == {"done": 1, "failed": 0, "vanished": 0, "died": 1, "refused": 0}
+    assert outcomes == {"done": 1, "failed": 0, "vanished": 0, "died": 1, "refused": 0, "silent": 0}
     errors = {name[1]: value for name, value in got.items() if name[0] == "spinstream_errors_total"}
     assert errors == {"failed": 0, "vanished": 0, "died": 1, "refused": 0, "recording": 2}
     assert got["process_resident_memory_bytes",] > 1 << 20

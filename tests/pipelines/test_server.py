@@ -109,7 +109,6 @@ ACQUISITION = struct.pack("<H", 1008) + acquisition(0).to_bytes()
 SAMPLES_AT = 2 + ismrmrd.AcquisitionHeader.number_of_samples.offset
 NO_SAMPLES = ACQUISITION[:SAMPLES_AT] + b"\0\0" + ACQUISITION[SAMPLES_AT + 2 :]
 MALFORMED = {
-    "nothing": ([], "ended after 0 of 2 bytes of a message id"),
     "half an id": ([b"\x01"], "ended after 1 of 2 bytes of a message id"),
     "unknown id": ([b"\xff\xff"], "message id 65535 is not known"),
     "http": ([b"GET / HTTP/1.1\r\n\r\n"], "message id 17735 is not known"),
@@ -163,6 +162,17 @@ def test_malformed_sessions_get_their_reason_and_the_server_lives_on(address, ca
     assert len(errors) == 1
     assert reason in errors[0]
     assert_serves(address)
+
+
+def test_a_client_that_says_nothing_costs_no_process_and_no_place(start_server):
+    """Health checks and scans of ports connect and go."""
+    address = start_server(sessions=1)
+    for _ in range(3):
+        with socket.create_connection(address) as sock:
+            sock.shutdown(socket.SHUT_WR)
+            assert sock.recv(1) == b""
+    with socket.create_connection(address):
+        assert_serves(address)
 
 
 def test_a_client_that_waits_for_an_answer_hears_at_once(start_server):

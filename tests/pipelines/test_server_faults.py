@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import threading
 import time
+from multiprocessing import forkserver
 
 import ismrmrd
 import psutil
@@ -12,6 +15,9 @@ import pytest
 
 from pipelines.recordings import Recordings
 from pipelines.streams.file import open_raw
+from pipelines.streams.limits import Limits
+from pipelines.streams.server import Server
+from pipelines.streams.workers import Workers
 from pipelines.wire import ERROR, NOTE, Close, ConfigFile, ConfigText, Connection, HeaderText
 
 from mrd_items import HEADER_XML, acquisition, configuration
@@ -143,3 +149,99 @@ def test_a_session_beyond_the_places_hears_so_while_another_hangs(start_server):
         assert "all 1 sessions" in texts(converse(address, ConfigFile("preview"), HEADER), ERROR)[0]
         while not isinstance(connection.receive(), Close):
             pass
+
+
+def test_a_client_that_does_not_read_ends_with_its_patience_and_frees_its_place(start_server, recordings):
+    address = start_server(recordings, sessions=1, patience_s=0.5)
+    with socket.create_connection(address) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 12)
+        with Connection(sock, 5.0) as connection:
+            for message in (ConfigText(configuration("BigImages")), HEADER, *ITEMS):
+                connection.send(message)
+            assert_place_becomes_free(address)
+
+
+def test_a_client_that_reads_slowly_gets_all(start_server):
+    """Each image takes longer than the patience; only silence is measured by it."""
+    address = start_server(patience_s=0.5)
+    with socket.create_connection(address) as sock, Connection(sock, 10.0) as connection:
+        for message in (ConfigText(configuration("BigImages")), HEADER, *ITEMS[:2], Close()):
+            connection.send(message)
+        got = 0
+        while data := sock.recv(1 << 20):
+            got += len(data)
+            time.sleep(0.05)
+    assert got > 2 * (16 << 20)
+
+
+def test_a_stopping_server_does_not_wait_for_a_client_that_does_not_read(site):
+    server = Server("127.0.0.1", 0, site, Limits(patience_s=60))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    with socket.create_connection(server.server_address[:2]) as sock, Connection(sock, 5.0) as connection:
+        for message in (ConfigText(configuration("BigImages")), HEADER, *ITEMS):
+            connection.send(message)
+        time.sleep(0.5)
+        server.shutdown()
+        began = time.monotonic()
+        assert server.dismiss(1.0)
+        assert time.monotonic() - began < 5
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize("gadget", ["Forks", "LeavesThread"])
+def test_what_a_gadget_leaves_behind_keeps_no_session_and_no_process(start_server, gadget):
+    """A child that holds the worker's sockets, a thread that never ends."""
+    address = start_server()
+    got = converse(address, ConfigText(configuration("WhichProcess", gadget, "Die")), HEADER, *ITEMS)
+    assert "SIGSEGV" in texts(got, ERROR)[0]
+    failing = converse(address, ConfigText(configuration("WhichProcess", gadget, "Fail")), HEADER, *ITEMS)
+    worker = int(texts(failing, NOTE)[0].split()[1])
+    assert_gone(worker)
+
+
+def test_a_session_for_which_no_process_can_be_started_is_told_so_and_recorded(start_server, recordings, monkeypatch):
+    address = start_server(recordings)
+
+    def fail(self, number):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(Workers, "begin", fail)
+    got = converse(address, COUNT, HEADER, *ITEMS)
+    assert texts(got, ERROR) == ["no process can be started for this session: Too many open files"]
+    monkeypatch.undo()
+    assert finished(recordings).acquisitions == 5
+
+
+@pytest.mark.slow  # another such process takes seconds to start
+def test_workers_can_be_ended_though_the_process_that_they_were_forked_from_is_gone(start_server):
+    address = start_server(work_s=2.0)
+    with socket.create_connection(address) as sock, Connection(sock, 20.0) as connection:
+        for message in (ConfigText(configuration("Hang")), HEADER, *ITEMS):
+            connection.send(message)
+        assert connection.receive().scan_counter == 0
+        os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
+        assert texts(converse(address, COUNT, HEADER, ITEMS[0]), NOTE)[0] == "counted 1"
+        got = []
+        while not isinstance(message := connection.receive(), Close):
+            got.append(message)
+    assert "for more than 2 s" in texts(got, ERROR)[0]
+
+
+def assert_place_becomes_free(address) -> None:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if not texts(converse(address, COUNT, HEADER, ITEMS[0]), ERROR):
+            return
+        time.sleep(0.1)
+    pytest.fail("the place is still taken")
+
+
+def assert_gone(pid: int) -> None:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return
+        time.sleep(0.05)
+    pytest.fail("the process lives on")
