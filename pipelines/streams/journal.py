@@ -36,6 +36,7 @@ from pipelines.wire import (
 
 SYNC_SECONDS = 0.5
 FULL = (errno.ENOSPC, errno.EDQUOT)
+JUNK_BYTES = 1 << 16
 SMALL_BUFFER = 512
 """Holds any header of a message: larger reads are wasted where the samples are skipped."""
 
@@ -197,7 +198,8 @@ class JournalFile:
         readable: False if bytes came that are no message, or no likely part of one; what follows them is dropped.
 
     Raises:
-        NothingRecorded: it is readable, but has not come to the MRD header.
+        NothingRecorded: it is readable, but has not come to the MRD header; or it is little, and no message at all, as of
+            a scan of ports.
         FileError: it cannot be read, or something else is where the MRD header should be.
     """
 
@@ -220,7 +222,8 @@ class JournalFile:
             raise FileError(f"{path}: cannot be read: {error.strerror or error}") from error
         if not self.header_xml:
             self._file.close()
-            kind = NothingRecorded if self.readable else FileError
+            junk = not self._messages and path.stat().st_size <= JUNK_BYTES
+            kind = NothingRecorded if self.readable or junk else FileError
             raise kind(f"{path}: there is no MRD header in this recording; {self.dropped or 'only a close'}")
 
     def __enter__(self) -> JournalFile:
@@ -333,6 +336,8 @@ def _reason(error: OSError) -> str:
 
 def _pass_acquisition(stream: BufferedIOBase, size: int) -> None:
     head = AcquisitionHeader.from_buffer(_head(stream, ctypes.sizeof(AcquisitionHeader), "an acquisition"))
+    if not head.number_of_samples or not head.active_channels:
+        raise MalformedMessage(f"acquisition {head.scan_counter} has no samples")
     values = head.number_of_samples * (2 * head.active_channels + head.trajectory_dimensions)
     _pass_values(stream, values, size, f"acquisition {head.scan_counter}")
 

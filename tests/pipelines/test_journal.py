@@ -124,24 +124,31 @@ def test_a_disk_that_cannot_be_read_is_not_taken_for_a_cut(tmp_path, monkeypatch
         JournalFile(path)
 
 
-@pytest.mark.parametrize("start", [b"GET / HTTP/1.1\r\n", recorded(ConfigFile("a"), acquisition(0))])
-def test_something_else_instead_of_a_header(tmp_path, start):
+@pytest.mark.parametrize(
+    ("start", "nothing"),
+    [
+        (b"GET / HTTP/1.1\r\n", True),
+        (b"GET / HTTP/1.1\r\n" + bytes(1 << 16), False),
+        (recorded(ConfigFile("a"), acquisition(0)), False),
+    ],
+    ids=["a request", "much of what nobody knows", "data"],
+)
+def test_something_else_instead_of_a_header(tmp_path, start, nothing):
     with pytest.raises(FileError, match=r"a\.mrd: there is no MRD header .* cannot be read") as caught:
         JournalFile(write(tmp_path / "a.mrd", start))
-    assert not isinstance(caught.value, NothingRecorded)
+    assert isinstance(caught.value, NothingRecorded) == nothing
 
 
-def test_an_acquisition_without_samples_is_refused_at_its_place(tmp_path):
+def test_an_acquisition_without_samples_is_told_and_what_came_before_it_read(tmp_path):
     bad = bytearray(recorded(acquisition(1)))
     head = ismrmrd.AcquisitionHeader.from_buffer(bad, 2)
     head.number_of_samples = 0
     del head
     path = write(tmp_path / "a.mrd", recorded(*OPENING, acquisition(0)), bad[: 2 + 340], recorded(Close()))
     with JournalFile(path) as raw:
-        items = raw.items()
-        assert next(items) == acquisition(0)
-        with pytest.raises(FileError, match=r"a\.mrd: the message at byte \d+ .* acquisition 1 announces 2"):
-            next(items)
+        assert list(raw.items()) == [acquisition(0)]
+        assert not raw.readable
+        assert raw.dropped == "its last 344 bytes cannot be read: acquisition 1 has no samples"
 
 
 def test_the_content_decides_how_a_file_is_read(tmp_path):

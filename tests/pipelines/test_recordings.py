@@ -159,7 +159,7 @@ def test_a_message_that_came_in_part_is_all_that_is_left_out_and_told(recordings
             b"",
             "holds 1 images, which would not be replayed from an .h5 file; it stays a journal",
         ),
-        ([], b"GET / HTTP/1.1\r\n", "there is no MRD header .*; it stays a journal"),
+        ([], b"GET / HTTP/1.1\r\n" + bytes(1 << 16), "there is no MRD header .*; it stays a journal"),
     ],
 )
 def test_what_an_h5_file_cannot_hold_stays_a_journal(recordings, messages, tail, reason):
