@@ -111,7 +111,13 @@ def open_chain(
         turn=turn,
     )
     log.info("pipeline %s on %s, seed %d", definition.name, session.device, session.seed)
-    return Chain(gadgets, session, definition.outputs, _executor(site), watch)
+    executor = _executor(site)
+    try:
+        return Chain(gadgets, session, definition.outputs, executor, watch)
+    except BaseException:
+        if executor is not None:
+            executor.close()
+        raise
 
 
 def _executor(site: Site) -> Executor | None:

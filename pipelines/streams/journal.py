@@ -198,8 +198,8 @@ class JournalFile:
         readable: False if bytes came that are no message, or no likely part of one; what follows them is dropped.
 
     Raises:
-        NothingRecorded: it is readable, but has not come to the MRD header; or it is little, and no message at all, as of
-            a scan of ports.
+        NothingRecorded: it is readable, but has not come to the MRD header; or it is little, and no message, as of a
+            scan of ports.
         FileError: it cannot be read, or something else is where the MRD header should be.
     """
 
