@@ -182,6 +182,10 @@ class ChildConversation(Conversation):
     def _tell(self, text: str) -> None:
         log.info("%s", text)
 
+    def _require_client(self) -> None:
+        if self._receiver.peer_has_ended():  # Gadgetron keeps its side open until it has our close
+            raise PeerVanished("Gadgetron is gone")
+
     def _error(self, reason: str) -> Message:
         return ErrorText(f"spinstream: {reason}")
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import socket
 import struct
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -80,7 +79,8 @@ def serve_parent(parent: Parent) -> None:
         workers.close()
     if journal is not None:  # by a process that Gadgetron does not wait for
         command = [sys.executable, "-m", "pipelines.recordings", str(journal.parent), journal.name]
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+        quiet = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1)]
+        os.posix_spawn(sys.executable, command, os.environ, file_actions=quiet, setsid=True)
 
 
 def _opening(parent: Parent) -> bytes:

@@ -136,3 +136,20 @@ def test_a_vanished_parent_ends_the_child_without_spinning():
         time.sleep(0.2)
         parent.sock.shutdown(socket.SHUT_RDWR)
         parent.child.wait(30)
+
+
+@pytest.mark.slow
+def test_a_parent_that_vanishes_after_its_close_ends_what_still_computes():
+    properties = "".join(
+        f'<property name="{name}" value="{value}" />'
+        for name, value in {"prior": "head_unet", "samples": 1, "steps": 100_000}.items()
+    )
+    solver = f'<gadget name="DiffusionSolver">{properties}</gadget><gadget name="ImageExport" />'
+    chain = inner("NoisePrewhitening", *PREVIEW).replace(b'<gadget name="ImageExport" />', solver.encode())
+    noise = acquisition(0, channels=2, samples=16)
+    noise.setFlag(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
+    with Parent(chain) as parent:
+        parent.send(noise, *fully_sampled(), Close())
+        assert isinstance(parent.connection.receive(), ismrmrd.Image)  # the preview
+        parent.sock.shutdown(socket.SHUT_RDWR)
+        parent.child.wait(20)
