@@ -144,6 +144,23 @@ def parse_child_configuration(raw: bytes) -> Definition:
     return Definition("gadgetron", "", _stages(root, "<external>", local=True, bounds=BOUNDS))
 
 
+def whole_definition(raw: bytes, name: str) -> bytes:
+    """The definition around the inner <configuration> that Gadgetron hands to an external process; others as they are.
+
+    Raises:
+        PipelineError: it is not XML.
+    """
+    root = _parse(raw, name, BOUNDS)
+    if root.find("gadget") is None or root.find("stream") is not None:
+        return raw
+    whole = etree.Element("configuration")
+    etree.SubElement(whole, "version").text = "2"
+    external = etree.SubElement(etree.SubElement(whole, "stream"), "external")
+    etree.SubElement(external, "execute", name=CHILD_MODULE, target=CHILD_TARGET, type="python")
+    external.append(root)
+    return bytes(etree.tostring(whole))
+
+
 def available_definitions(folders: Iterable[Path]) -> dict[str, Path]:
     """Definition files by name without ".xml"; a later folder wins over an earlier one."""
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.xml"))}

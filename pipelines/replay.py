@@ -11,7 +11,7 @@ from pathlib import Path
 
 import ismrmrd
 
-from pipelines.definition import Definition, find_definition, load_definition, parse_definition
+from pipelines.definition import Definition, find_definition, load_definition, parse_definition, whole_definition
 from pipelines.errors import PipelineError, SpinstreamError
 from pipelines.header import read_header
 from pipelines.session import Site, open_chain
@@ -23,6 +23,7 @@ from pipelines.wire import ConfigFile, ConfigText
 SIEMENS_TICK_MS = 2.5
 OTHER_TICK_MS = 1.0
 LONGEST_PAUSE_S = 60.0
+RECORDED = "recorded configuration"
 VERSION = re.compile(r"<version>[^<]*</version>")
 
 
@@ -120,7 +121,7 @@ def _definition(job: Replay, raw: Raw, site: Site, note: Callable[[str], None]) 
     if isinstance(config, ConfigFile):
         definition = find_definition(config.name, site.definitions)
     else:
-        definition = parse_definition(config.xml.encode(), "recorded configuration", local=False)
+        definition = parse_definition(config.xml.encode(), RECORDED, local=False)
     return definition.override(parameters, "recorded parameters", local=False)
 
 
@@ -142,7 +143,9 @@ def _recorded(raw: Raw, note: Callable[[str], None]) -> tuple[ConfigFile | Confi
     name = raw.config.name if isinstance(raw.config, ConfigFile) else "sent as text"
     settings = "".join(f", {key}={value}" for key, value in parameters.items())
     note(f"as recorded: pipeline {name}{settings}")
-    return raw.config, parameters
+    if isinstance(raw.config, ConfigFile):
+        return raw.config, parameters
+    return ConfigText(whole_definition(raw.config.xml.encode(), RECORDED).decode()), parameters
 
 
 def _items(job: Replay, raw: Raw, note: Callable[[str], None]) -> Iterable[ismrmrd.Acquisition]:

@@ -89,8 +89,8 @@ class ServerSession:
         if self._killed is not None:  # dismissed meanwhile
             worker.kill()
         with self._client, inner, contextlib.closing(whereabouts):
-            listener = _thread(self._listen, inner)
-            relay = _thread(self._relay, inner)
+            listener = self._thread(self._listen, inner)
+            relay = self._thread(self._relay, inner)
             end = self._follow(worker)
             if isinstance(end, Died):
                 _shut(
@@ -112,7 +112,7 @@ class ServerSession:
         """What the client sends is recorded all the same."""
         with self._client:
             self._tell_end(reason)
-            self._await_end(_thread(self._listen, None))
+            self._await_end(self._thread(self._listen, None))
         return Outcome.DIED
 
     def record(self, recordings: Recordings) -> None:
@@ -198,6 +198,20 @@ class ServerSession:
             self._watch_for_hang_up()
         _shut(inner, socket.SHUT_RDWR)
 
+    def _thread(self, task: Callable[..., None], *args: object) -> threading.Thread:
+        """Runs a task in the context of this session; a defect in it ends the session, and is told."""
+
+        def guarded() -> None:
+            try:
+                task(*args)
+            except Exception as error:
+                log.exception("a defect of spinstream")
+                self.dismiss(f"a defect of spinstream, please report it: {type(error).__name__}: {error}")
+
+        thread = threading.Thread(target=contextvars.copy_context().run, args=(guarded,), daemon=True)
+        thread.start()
+        return thread
+
     def _take_in(self, intake: Intake) -> None:
         intake.run(self._is_over)
 
@@ -231,7 +245,7 @@ class ServerSession:
 
     def _lose_recording_aside(self, error: FileError) -> None:
         """The same from the thread that takes in data: a client may not read before it has sent them all."""
-        self._asides.append(_thread(self._lose_recording, error))
+        self._asides.append(self._thread(self._lose_recording, error))
 
     def _relay(self, inner: socket.socket) -> None:
         """Passes on what the worker says; only whole messages, so that an error can still follow if it dies."""
@@ -293,13 +307,6 @@ class ServerSession:
         recorded = self.journal is not None and not self.journal.stopped
         where = f", while {at}" if at else ""
         return f"the process of this session {died.how}{where}{'; the raw data are recorded' if recorded else ''}"
-
-
-def _thread(task: Callable[..., None], *args: object) -> threading.Thread:
-    """Runs a task in the context of this session."""
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(task, *args), daemon=True)
-    thread.start()
-    return thread
 
 
 def _shut(inner: socket.socket | None, side: int) -> None:

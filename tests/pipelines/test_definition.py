@@ -6,7 +6,14 @@ import pytest
 from gadgets.gadget import Gadget
 from gadgets.property import choice, flag, integer, path, real
 from pipelines.bounds import Bounds
-from pipelines.definition import DEFINITIONS, available_definitions, find_definition, load_definition, parse_definition
+from pipelines.definition import (
+    DEFINITIONS,
+    available_definitions,
+    find_definition,
+    load_definition,
+    parse_definition,
+    whole_definition,
+)
 from pipelines.errors import PipelineError
 from pipelines.registry import installed_gadgets
 
@@ -310,3 +317,16 @@ def test_no_path_is_taken_from_the_network(gadget, name, value):
     for definition in (text, plain.override({f"{gadget}.{name}": value}, "parameters", local=False)):
         with pytest.raises(PipelineError, match=f"{gadget}.{name}: a path can only be set in a pipeline file of this"):
             definition.build(installed_gadgets())
+
+
+def test_what_gadgetron_hands_to_a_child_becomes_a_definition_again():
+    gadget = '<gadget name="Preview"><property name="a" value="1"/></gadget>'
+    inner = f'<?xml version="1.0"?>\n<configuration>{gadget}</configuration>'.encode()
+    (stage,) = parse_definition(whole_definition(inner, "recorded"), "recorded", local=False).stages
+    assert stage.gadget == "Preview"
+    assert stage.settings["a"].text == "1"
+
+
+def test_a_whole_definition_stays_as_it_is():
+    raw = (DEFINITIONS / "preview.xml").read_bytes()
+    assert whole_definition(raw, "preview") == raw
