@@ -104,6 +104,7 @@ class FrameAssembly(Gadget[ismrmrd.Acquisition]):
         self._spaces = [Space.from_encoding(encoding) for encoding in session.header.encoding]
         self._open: dict[Key, OpenFrame] = {}
         self._sent: set[Key] = set()
+        self._most_lines: dict[tuple[int, int], int] = {}
         self._calibration = CalibrationLines()
         self._left_out: Counter[str] = Counter()
         self._late = False
@@ -129,12 +130,30 @@ class FrameAssembly(Gadget[ismrmrd.Acquisition]):
 
     def finish(self) -> Iterator[object]:
         """Yields the frames that are left, and says what was left out."""
-        yield from self._sent_off(list(self._open.values()))
+        left = list(self._open.values())
+        for frame in left:
+            self._count_lines(frame)
+        for frame in left:
+            self._tell_of_early_end(frame)
+        yield from self._sent_off(left)
         if self._left_out:
             lines = ", ".join(f"{count} {kind}" for kind, count in self._left_out.items())
             self.session.tell(f"FrameAssembly left out lines that make no image: {lines}.")
         if not self._sent:
             self.session.tell("FrameAssembly: no imaging line came, so there is no image.")
+
+    def _count_lines(self, frame: OpenFrame) -> None:
+        kind = frame.key.encoding, frame.key.contrast
+        self._most_lines[kind] = max(self._most_lines.get(kind, 0), len(frame.lines))
+
+    def _tell_of_early_end(self, frame: OpenFrame) -> None:
+        """Of a scan that was broken off, the last image looks like any other."""
+        key, lines, most = frame.key, len(frame.lines), self._most_lines[frame.key.encoding, frame.key.contrast]
+        if lines < most:
+            self.session.tell(
+                f"FrameAssembly: the data end within slice {key.slice}, contrast {key.contrast}, repetition "
+                f"{key.repetition}, after {lines} readouts where others have {most}: do not trust its image."
+            )
 
     def _key(self, item: ismrmrd.Acquisition) -> Key:
         idx = item.idx
@@ -204,6 +223,7 @@ class FrameAssembly(Gadget[ismrmrd.Acquisition]):
         for frame in frames:
             del self._open[frame.key]
             self._sent.add(frame.key)
+            self._count_lines(frame)
             yield self._assembled(frame).on(self.session.device)
 
     def _assembled(self, ended: OpenFrame) -> Frame:

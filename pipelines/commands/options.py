@@ -38,7 +38,7 @@ def parameters(settings: Sequence[str]) -> dict[str, str]:
     values = {}
     for setting in settings:
         key, equals, value = (part.strip() for part in setting.partition("="))
-        if not equals:
+        if not equals or "." not in key:
             raise click.UsageError(f"--set {setting}: expected GADGET.PROPERTY=VALUE")
         if key in values:
             raise click.UsageError(f"--set {key} is given twice")

@@ -100,10 +100,13 @@ def replay(
             tick_ms=tick_ms,
         )
         with open_raw(path, group) as file, outputs.opened(read_header(file.header_xml)) as sinks:
-            if server:
-                replay_to(server, job, file, sinks.write, note, show, patience, tls)
-            else:
-                replay_here(job, file, site, sinks.write, note, show)
+            try:
+                if server:
+                    replay_to(server, job, file, sinks.write, note, show, patience, tls)
+                else:
+                    replay_here(job, file, site, sinks.write, note, show)
+            except SpinstreamError as error:
+                raise type(error)(f"{error}\n{sinks.images} images had come, and are kept") from error
         if not sinks.images:
             raise SpinstreamError(f"{path}: the pipeline ran to its end, but no image came out; see its notes above")
         return sinks.images

@@ -129,7 +129,7 @@ class Server(socketserver.ThreadingTCPServer):
 
     def refuse(self, sock: socket.socket, reason: str) -> None:
         """Tells a client why it is not served."""
-        log.error("%s", reason)
+        log.error("a client is refused: %s", reason)
         self.count(Outcome.REFUSED)
         with Connection(sock, LAST_WORDS_SECONDS) as connection:
             with contextlib.suppress(WireError):
@@ -208,11 +208,12 @@ class _Handler(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         number = next(self.server.numbers)
         with in_session(number):
+            log.debug("client at %s", self.client_address[0])
             try:
                 with self._beyond_border() as sock:
                     self._serve(sock, number)
             except SpinstreamError as error:
-                log.error("%s", error)
+                log.error("client at %s: %s", self.client_address[0], error)
             except Exception:
                 log.exception("a defect of spinstream")
 

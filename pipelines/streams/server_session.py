@@ -306,7 +306,7 @@ class ServerSession:
     def _epitaph(self, died: Died, at: str) -> str:
         recorded = self.journal is not None and not self.journal.stopped
         where = f", while {at}" if at else ""
-        return f"the process of this session {died.how}{where}{'; the raw data are recorded' if recorded else ''}"
+        return f"the process of this session {died.how}{where}{'; what is sent is recorded' if recorded else ''}"
 
 
 def _shut(inner: socket.socket | None, side: int) -> None:

@@ -257,7 +257,7 @@ def _how(code: int | None) -> str:
     if code >= 0:
         return f"ended with status {code}"
     name = signal.Signals(-code).name
-    hint = ": the system ends processes so when memory runs out" if name == "SIGKILL" else ""
+    hint = " (the system ends processes so when memory runs out)" if name == "SIGKILL" else ""
     return f"was ended by {name}{hint}"
 
 

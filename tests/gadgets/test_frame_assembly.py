@@ -424,3 +424,10 @@ def test_missing_lines_of_a_scan_that_should_be_complete_are_told(lines, told):
     watched = Watched(scan(*[(step, {}) for step in range(lines)]))
     assert len(watched.left) == 1
     assert len(watched.told.about(f"has {lines} of the 4 lines that the header announces")) == told
+
+
+def test_data_that_end_within_a_frame_are_told():
+    whole = [(step, {"repetition": repetition}) for repetition in range(2) for step in range(4)]
+    assert not Watched(scan(*whole)).told.about("the data end within")
+    (told,) = Watched(scan(*whole[:-1])).told.about("the data end within")
+    assert "slice 0, contrast 0, repetition 1, after 3 readouts where others have 4" in told
