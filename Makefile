@@ -5,6 +5,9 @@ VENV := .venv
 OLDEST := .venv-oldest
 BIN := $(VENV)/bin
 
+# One process for each core, which computes with one thread: most tests are too small to use more.
+AT_ONCE := --numprocesses auto --maxprocesses 4
+
 # torch goes first and by itself: a later range would otherwise pull a build with gigabytes of CUDA libraries.
 define install
 	$(PYTHON) -m venv $(1)
@@ -19,10 +22,10 @@ demo: $(VENV)/installed
 	$(BIN)/python -m pipelines.demo demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE)
 
 test-oldest: $(OLDEST)/installed
-	$(OLDEST)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest $(AT_ONCE)
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .
