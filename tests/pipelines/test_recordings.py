@@ -54,7 +54,7 @@ def test_the_h5_file_holds_the_stream_as_the_ismrmrd_package_reads_it(recordings
     acquisitions[2].user_float[3], acquisitions[2].position[1], acquisitions[2].idx.user[5] = 1.5, -2.5, 11
     sent = [item for pair in zip(acquisitions, waves, strict=False) for item in pair] + acquisitions[4:]
     path = recordings.finish(record(recordings, *OPENING, *sent, Text("bye"), Close()))
-    with ismrmrd.Dataset(str(path), "dataset", mode="r") as dataset:
+    with closing(ismrmrd.Dataset(str(path), "dataset", create_if_needed=False)) as dataset:
         assert dataset.read_xml_header().decode() == HEADER_XML
         assert dataset.number_of_acquisitions() == len(acquisitions)
         assert [dataset.read_acquisition(i) for i in range(len(acquisitions))] == acquisitions
