@@ -135,13 +135,16 @@ class Recordings:
                 left.append(journal)
         return left
 
-    def prune(self) -> list[Path]:
+    def prune(self, coming: int = 0) -> list[Path]:
         """Removes finished recordings beyond the age, and the oldest beyond the size, and logs which.
 
         The newest is never too large. Journals are never removed.
+
+        Args:
+            coming: bytes of a recording that is about to be finished, for which there shall be room too.
         """
         oldest = datetime.now(timezone.utc) - timedelta(days=self._keep_days or 0)
-        room = float("inf") if self._keep_bytes is None else self._keep_bytes
+        room = float("inf") if self._keep_bytes is None else self._keep_bytes - coming
         removed = []
         for number, path in enumerate(reversed(self._paths(FINISHED))):
             with contextlib.suppress(FileNotFoundError):  # another server was quicker
