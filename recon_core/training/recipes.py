@@ -101,6 +101,6 @@ def _project(network: nn.Module) -> None:
 
 def _calibrate(network: nn.Module, validation: Corpus) -> None:
     if isinstance(network, PoGMDM):
-        images, _ = held_out(validation, _CALIBRATION_PATCHES, edge=512)
-        clean = torch.view_as_real(images).movedim(-1, 1).to(network.gain.device)
-        network.calibrate_(clean, torch.Generator().manual_seed(0))
+        images, noise = held_out(validation, _CALIBRATION_PATCHES, edge=512)
+        channels = torch.view_as_real(images).movedim(-1, 1).to(network.gain.device)
+        network.calibrate_(channels, noise.to(channels), torch.Generator().manual_seed(0))

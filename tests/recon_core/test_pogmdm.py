@@ -210,7 +210,7 @@ def test_a_calibrated_model_predicts_noise_of_the_right_size(monkeypatch):
     monkeypatch.setattr(model, "_NODES", 513)
     network, clean = _first(), smooth_head(64).real.double()[:48, :48].expand(3, 1, 48, 48)
     before = network.potential(clean[:1], clean.new_tensor([0.1]))
-    network.calibrate_(clean, torch.Generator().manual_seed(1))
+    network.calibrate_(clean, torch.zeros(3), torch.Generator().manual_seed(1))
     assert network.slopes.sub(1).abs().max() > 0.05
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     for level in (0.005, 0.11, 10.0):
@@ -219,6 +219,37 @@ def test_a_calibrated_model_predicts_noise_of_the_right_size(monkeypatch):
         assert float(slope) == pytest.approx(1, abs=0.02)
     factor = network._slope(clean.new_tensor([0.1]))
     torch.testing.assert_close(network.potential(clean[:1], clean.new_tensor([0.1])), factor * before)
+
+
+@pytest.mark.usefixtures("coarse")
+def test_noisy_images_calibrate_as_clean_ones_do_above_their_noise():
+    clean, noise = smooth_head(64).real.double()[:48, :48].expand(4, 1, 48, 48), torch.full((4,), 0.1).double()
+    noisy = clean + 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    slopes = []
+    for images, level in ((clean, 0 * noise), (noisy, noise), (noisy, 0 * noise)):
+        network = _first()
+        network.calibrate_(images, level, torch.Generator().manual_seed(1))
+        slopes.append(network.slopes)
+    expected, found, taken_for_clean = slopes
+    levels = torch.logspace(math.log10(0.005), 1, 23)
+    above = levels > 0.15
+    torch.testing.assert_close(found[above], expected[above], rtol=0.02, atol=0)
+    below = found[levels < 0.14]
+    torch.testing.assert_close(below, below[-1].expand_as(below), rtol=0.02, atol=0)  # not of the same draws
+    assert (taken_for_clean / expected - 1)[above].abs().max() > 0.04
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_derivatives_of_torch_func_are_those_of_differences(training):
+    network, sigma = _model().train(training), torch.tensor([0.1, 0.5], dtype=torch.float64)
+    image = _noisy((2, 2, 20, 26), sigma)
+    along = torch.randn(image.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    found, derivative = torch.func.jvp(lambda x: network(x, sigma), (image,), (along,))
+    # Nothing of the derivative was kept that a later call would stumble over.
+    torch.testing.assert_close(found, network(image, sigma))
+    step = 1e-6 * along
+    difference = (network(image + step, sigma) - network(image - step, sigma)) / 2e-6
+    assert (derivative - difference).norm() < 1e-3 * difference.norm()
 
 
 @pytest.mark.usefixtures("coarse")

@@ -105,7 +105,7 @@ class _System:
     """Filters for one image size.
 
     Args:
-        numbers: digest of those of the model that it was built from.
+        numbers: digest of those of the model that it was built from; empty where it is not kept.
         octaves: the finest first.
         rest: squared magnitude of the low-pass filter, `[y, x // 2 + 1]`.
         rest_variance: of what it passes in clean images, `[y, x // 2 + 1]`.
@@ -239,23 +239,31 @@ class PoGMDM(nn.Module):
         self.gain.clamp_(min=0)
 
     @torch.no_grad()
-    def calibrate_(self, clean: Tensor, generator: Generator) -> None:
+    def calibrate_(self, images: Tensor, noise: Tensor, generator: Generator) -> None:
         """Makes the predicted noise of the right size at every level: the true noise has the slope one against it.
 
         That holds for the posterior mean (Tweedie's formula), and is the multiple of the score with the least error.
+        Of images that hold noise already, what is added is known, and its mean given the sum is its share of the
+        variance times that of all noise. Levels at which less would be added than is there get the slope of the first
+        one above.
 
         Args:
-            clean: images `[n, channels, y, x]` on the unit scale.
-            generator: of the noise.
+            images: `[n, channels, y, x]` on the unit scale.
+            noise: standard deviation per channel of the noise in each, `[n]`; zero for clean ones.
+            generator: of the noise that is added.
         """
         self.slopes.fill_(1.0)
         found = []
         lowest, highest = map(math.log10, _CALIBRATED)
         for level in torch.logspace(lowest, highest, _CALIBRATIONS).tolist():
-            noise = level * torch.randn(clean.shape, generator=generator).to(clean)
+            sigma = (math.sqrt(2) * noise).clamp_min(level)
+            variance = sigma**2 - noise**2
+            added = variance.sqrt()[:, None, None, None] * torch.randn(images.shape, generator=generator).to(images)
             # One image at a time: the responses to all filters are large.
-            predicted = torch.cat([x - self(x, x.new_tensor([level])) for x in (clean + noise).split(1)])
-            found.append((noise * predicted).sum() / predicted.square().sum())
+            both = zip((images + added)[:, None], sigma[:, None], strict=True)
+            predicted = torch.cat([x - self(x, told) for x, told in both])
+            share = (variance / sigma**2)[:, None, None, None]
+            found.append((added / share * predicted).sum() / predicted.square().sum())
         self.slopes.copy_(torch.stack(found))
 
     def _slope(self, sigma: Tensor) -> Tensor:
@@ -295,7 +303,7 @@ class PoGMDM(nn.Module):
     def _system(self, image: Tensor) -> _System:
         size = (image.shape[-2], image.shape[-1])
         # The numbers as they are now; they are few, so that they are looked at every time.
-        numbers = content_key(*self.parameters())
+        numbers = content_key(*self.parameters()) if self._keeps else b""
         return self._kept((numbers, size), lambda: self._built_system(size, numbers))
 
     def _tables(self, levels: Tensor, octave: _Octave, system: _System) -> Tables:
@@ -304,9 +312,14 @@ class PoGMDM(nn.Module):
         key = (system.numbers, variance, nodes)
         return self._kept(key, lambda: Tables.build(all_weights(self.weights), variance, nodes))
 
+    @property
+    def _keeps(self) -> bool:
+        """In evaluation mode, but not within derivatives of `torch.func`: their tensors have no values to look at."""
+        return not (self.training or torch._C._are_functorch_transforms_active())
+
     def _kept(self, key: tuple[Any, ...], build: Callable[[], BuiltT]) -> BuiltT:
-        """What is built from the numbers, kept in evaluation mode."""
-        if self.training:
+        """What is built from the numbers, kept where that is sound."""
+        if not self._keeps:
             return build()
 
         def constant() -> BuiltT:
