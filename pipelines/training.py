@@ -24,7 +24,7 @@ from recon_core.training.corpus import Corpus, hold_out, joined, read_corpus
 from recon_core.training.figures import denoising_figures, stein_figures
 from recon_core.training.image_files import image_files
 from recon_core.training.recipes import Recipe, pogmdm_recipe, unet_recipe
-from recon_core.training.trainer import Interrupted, Objective, Trainer
+from recon_core.training.trainer import Interrupted, Objective, Trainer, require_noise
 
 # A prior of noisy images begins at the level of which this share of them has told.
 _TELLING = 0.9
@@ -111,6 +111,8 @@ def _train(job: TrainingJob) -> dict[str, float]:
     settings = replace(recipe.settings, objective=job.objective, steps=job.steps or recipe.settings.steps)
     corpus, validation = _images(job, recipe)
     noise = torch.cat([corpus.noise, validation.noise])
+    if job.objective == "sure":
+        require_noise(noise, recipe.convention)
     recipe.network.to(job.device)
     trainer = Trainer(recipe.network, recipe.optimiser, _above(0.0, job, recipe, noise), settings, recipe.constrain)
     job.output.parent.mkdir(parents=True, exist_ok=True)

@@ -143,16 +143,7 @@ class Trainer:
         if not (len(corpus) and len(validation)):
             raise ValueError(f"expected images to train on and to validate by, got {len(corpus)} and {len(validation)}")
         if self._settings.objective == "sure":
-            self._require_noise(torch.cat([corpus.noise, validation.noise]))
-
-    def _require_noise(self, noise: Tensor) -> None:
-        lowest, highest = float(noise.min()), float(noise.max())
-        if not (self._convention.lowest <= lowest and highest <= self._convention.highest):
-            raise ValueError(
-                f"expected images whose noise is {self._convention.lowest:g} to {self._convention.highest:g} of the "
-                f"{self._convention.scale} of each, got {lowest:g} to {highest:g}; "
-                "--noise is in the units of the files"
-            )
+            require_noise(torch.cat([corpus.noise, validation.noise]), self._convention)
 
     def _advance(self, corpus: Corpus) -> float:
         """One step of the optimiser; the loss before it."""
@@ -261,6 +252,20 @@ class Trainer:
         # Checkpoints of earlier versions lie at entries of the curve.
         self._losses = state.get("losses", [])
         self.step = state["step"]
+
+
+def require_noise(noise: Tensor, convention: Convention) -> None:
+    """That a prior of a convention can learn from images with this noise in them, `[n]`.
+
+    Raises:
+        ValueError: some of it is weaker or stronger than the levels of the convention.
+    """
+    lowest, highest = float(noise.min()), float(noise.max())
+    if not (convention.lowest <= lowest and highest <= convention.highest):
+        raise ValueError(
+            f"expected images whose noise is {convention.lowest:g} to {convention.highest:g} of the "
+            f"{convention.scale} of each, got {lowest:g} to {highest:g}; --noise is in the units of the files"
+        )
 
 
 def _told_images(corpus: Corpus) -> str:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +29,7 @@ from recon_core.priors.unet import UNet, UNetConfig
 from recon_core.priors.weights import describe, read_prior, save_prior
 from recon_core.training.corpus import Corpus, hold_out, read_corpus
 from recon_core.training.figures import denoising_figures
-from recon_core.training.recipes import Recipe, unet_recipe
+from recon_core.training.recipes import Recipe, pogmdm_recipe, unet_recipe
 from recon_core.training.trainer import Trainer
 
 
@@ -49,11 +50,15 @@ def _blobs(count: int, edge: int = 40) -> np.ndarray:
 def small_patches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainings of a few steps in a second or two."""
 
-    def recipe(*arguments: Any) -> Recipe:
-        full = unet_recipe(*arguments)
-        return replace(full, settings=replace(full.settings, pixels=32 * 32, edges=(32,)))
+    def smaller(full: Callable[..., Recipe]) -> Callable[..., Recipe]:
+        def recipe(*arguments: Any) -> Recipe:
+            whole = full(*arguments)
+            return replace(whole, settings=replace(whole.settings, pixels=32 * 32, edges=(32,)))
 
-    monkeypatch.setattr("pipelines.training.unet_recipe", recipe)
+        return recipe
+
+    monkeypatch.setattr("pipelines.training.unet_recipe", smaller(unet_recipe))
+    monkeypatch.setattr("pipelines.training.pogmdm_recipe", smaller(pogmdm_recipe))
 
 
 @pytest.fixture
@@ -240,18 +245,42 @@ def test_other_commands_do_without_matplotlib() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_noisy_complex_images_train_without_clean_ones(tmp_path: Path) -> None:
+@pytest.fixture
+def noisy_images(tmp_path: Path) -> Path:
+    """Complex, with noise of 0.1 per real channel on discs of one."""
     random = np.random.default_rng(1)
     noise = random.standard_normal((40, 40, 40)) + 1j * random.standard_normal((40, 40, 40))
     np.save(tmp_path / "noisy.npy", (_blobs(40) + 0.1 * noise).astype(np.complex64))
+    return tmp_path / "noisy.npy"
+
+
+def test_noisy_complex_images_train_without_clean_ones(noisy_images: Path, tmp_path: Path) -> None:
     weights = tmp_path / "mine.safetensors"
-    result = _run(
-        "train", "unet", "--objective", "sure", "--data", tmp_path / "noisy.npy", "-o", weights, "--steps", "2"
-    )
+    result = _run("train", "unet", "--objective", "sure", "--data", noisy_images, "-o", weights, "--steps", "2")
     assert result.exit_code == 0, result.output
     assert "estimated error of the denoised images" in result.output
-    # It claims no level below the noise that it learnt from, 0.1 of discs of one.
+    # It claims no level below the noise that it learnt from.
     assert 0.04 < read_prior(weights).convention.lowest < 0.12
+
+
+@pytest.mark.parametrize("kind", ["unet", "pogmdm"])
+@pytest.mark.parametrize("objective", ["clean", "sure"])
+def test_each_kind_learns_from_clean_and_from_noisy_images(
+    noisy_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, objective: str
+) -> None:
+    monkeypatch.setattr("recon_core.training.recipes._CALIBRATION_PATCHES", 1)
+    weights = tmp_path / "mine.safetensors"
+    result = _run("train", kind, "--objective", objective, "--data", noisy_images, "-o", weights, "--steps", "1")
+    assert result.exit_code == 0, result.output
+    assert load_prior(str(weights)).denoise(torch.randn(40, 40, dtype=torch.complex64), 0.5).isfinite().all()
+
+
+def test_noise_beyond_what_a_prior_can_know_is_told_with_its_range(noisy_images: Path, tmp_path: Path) -> None:
+    command = ("train", "unet", "--objective", "sure", "--noise", "300", "--data", noisy_images)
+    result = _run(*command, "-o", tmp_path / "mine.safetensors")
+    assert result.exit_code == 1
+    assert "expected images whose noise is 0.01 to 160 of the percentile99 of each, got 2" in result.output
+    assert "--noise is in the units of the files" in result.output
 
 
 @pytest.mark.parametrize(
