@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Protocol
 
@@ -87,7 +88,10 @@ def stein_estimate(
         Per channel and pixel `[n]`, and `[n, c, y, x]`.
     """
     probe = torch.randint(2, noisy.shape, generator=generator).to(noisy) * 2 - 1
-    derivative = torch.func.jvp(lambda x: denoiser(x, sigma), (noisy,), (probe,))
+    with warnings.catch_warnings():
+        # torch compiles some of its forward derivatives by what it has itself deprecated.
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
+        derivative = torch.func.jvp(lambda x: denoiser(x, sigma), (noisy,), (probe,))
     denoised, divergence = derivative[0], (probe * derivative[1]).flatten(1).mean(1)
     return _square(denoised - noisy) + sigma**2 * (2 * divergence - 1), denoised
 

@@ -1,6 +1,8 @@
 """Losses against errors that are known by formula: linear denoisers of white Gaussian images, and soft thresholds."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -114,6 +116,16 @@ def test_stein_estimates_the_error_of_a_network():
     assert (error / sigma**2 - 1).abs().min() > 0.05  # neither the noise itself ...
     assert (error / clean.square().mean((1, 2, 3)) - 1).abs().min() > 0.05  # ... nor all of the image is left
     torch.testing.assert_close(estimate, error, rtol=0.02, atol=0)
+
+
+def test_nothing_of_torch_is_told_to_the_user():
+    code = """
+import torch
+from recon_core.training.objectives import stein_estimate
+stein_estimate(lambda x, sigma: x / 2, torch.ones(1, 2, 4, 4), torch.ones(1), torch.Generator())
+"""
+    strict = "error:`torch.jit.script` is deprecated:DeprecationWarning"
+    subprocess.run([sys.executable, "-W", strict, "-c", code], check=True)
 
 
 def test_the_divergence_is_the_derivative_along_the_probe():
