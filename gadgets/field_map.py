@@ -19,7 +19,7 @@ from gadgets.gadget import COIL_MAPS, FRAMES, Gadget, Session
 from gadgets.geometry import Affine, affine_of_frame
 from gadgets.imaging_model import encoding_of
 from gadgets.property import AUTO, choice, integer, path, real, text
-from gadgets.stored import FIELD_MAP, dependencies, stored_at
+from gadgets.stored import FIELD_MAP, dependencies, find_stored, pseudonym, stored_at
 from gadgets.trajectory import echo_time_of
 from recon_core.calibration.field_map import FieldEstimate, field_from_echoes
 from recon_core.calibration.smooth_map import smooth_map
@@ -157,11 +157,11 @@ class FieldMap(Gadget[Frame]):
         if self.file is not None:
             return FieldMapFile.load(self.file, self.array).scaled(self._to_hz())
         for measurement in dependencies(self.session.header, DEPENDENCIES):
-            stored = stored_at(self.session.state_folder, FIELD_MAP, measurement)
-            if stored.exists():
+            stored = find_stored(self.session.state_folder, FIELD_MAP, measurement)
+            if stored is not None:
                 return FieldMapFile.load(stored).named(f"measurement {measurement}")
             self.session.tell(
-                f"The field map of {measurement}, on which this measurement depends, is not stored here; without "
+                f"The field map of measurement {measurement}, on which this one depends, is not stored here; without "
                 "another, only a blind pipeline corrects for off-resonance."
             )
         log.debug("FieldMap: no map, frames pass unchanged")
@@ -270,7 +270,8 @@ class FieldMap(Gadget[Frame]):
         except (OSError, ValueError) as error:
             self.session.tell(f"The field map could not be stored for later measurements: {error}")
         else:
-            self.session.tell(f"The field map is stored for measurements that depend on {information.measurementID}.")
+            name = pseudonym(information.measurementID)
+            self.session.tell(f"The field map is stored for measurements that depend on measurement {name}.")
 
 
 def maps_in_coils_of(frame: Frame, other: Frame) -> Tensor:

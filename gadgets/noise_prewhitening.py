@@ -14,7 +14,7 @@ from gadgets.gadget import ACQUISITIONS, WHITENED, Gadget, Session
 from gadgets.mrd import not_imaging
 from gadgets.noise_covariance import NoiseCovariance
 from gadgets.property import path
-from gadgets.stored import NOISE, dependencies, stored_at
+from gadgets.stored import NOISE, dependencies, find_stored, stored_at
 from recon_core.calibration.noise import whitening_matrix
 
 DEFAULT_BANDWIDTH_RATIO = 0.793
@@ -114,8 +114,8 @@ class NoisePrewhitening(Gadget[ismrmrd.Acquisition]):
             self._store(noise)
             return f"{self._scans.count} noise scan(s) of the stream", noise
         for measurement in dependencies(self.session.header, {"noise"}):
-            stored = stored_at(self.session.state_folder, NOISE, measurement)
-            if stored.exists():
+            stored = find_stored(self.session.state_folder, NOISE, measurement)
+            if stored is not None:
                 return f"noise measurement {measurement}", NoiseCovariance.load(stored)
             self.session.tell(f"The noise measurement {measurement}, on which this one depends, is not stored here.")
         if self.covariance is not None:

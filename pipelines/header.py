@@ -11,7 +11,7 @@ import math
 import re
 import reprlib
 from collections.abc import Iterable, Iterator
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from typing import Any
 
 import ismrmrd
@@ -22,6 +22,7 @@ from xsdata.formats.dataclass.parsers.config import ParserConfig
 from xsdata.formats.dataclass.parsers.handlers import LxmlEventHandler
 
 from gadgets.gadget import Header
+from gadgets.stored import pseudonym
 from pipelines.bounds import BOUNDS, Bounds
 from pipelines.errors import SpinstreamError
 from pipelines.safe_xml import XmlError, parse_xml
@@ -66,10 +67,17 @@ def read_header(xml: str, bounds: Bounds = BOUNDS) -> Header:
 
 
 def without_patient(header: Header) -> Header:
-    """The same header without the parts that say who was measured."""
+    """The same header without the parts that say who was measured, and with pseudonyms for measurementIDs."""
     nameless = copy.copy(header)
     for part in PATIENT:
         setattr(nameless, part, None)
+    information = nameless.measurementInformation
+    if information is not None:
+        needed = [
+            replace(each, measurementID=pseudonym(each.measurementID)) for each in information.measurementDependency
+        ]
+        own = information.measurementID and pseudonym(information.measurementID)
+        nameless.measurementInformation = replace(information, measurementID=own, measurementDependency=needed)
     return nameless
 
 

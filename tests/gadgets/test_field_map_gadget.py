@@ -19,7 +19,7 @@ from gadgets.field_map import FieldMap
 from gadgets.frame import Frame, SeriesImage
 from gadgets.frame_assembly import FrameAssembly
 from gadgets.image_export import ImageExport
-from gadgets.stored import FIELD_MAP, stored_at
+from gadgets.stored import FIELD_MAP, pseudonym, stored_at
 from gadgets.trajectory import Trajectory
 
 from phantom_scan import SIZE, SPACE, Phantom, X, Y, cartesian, head, signal, spokes
@@ -303,7 +303,7 @@ def test_a_stored_map_serves_the_measurements_that_depend_on_it(tmp_path, kind):
     (result,) = run([FieldMap()], [frame], later)
     assert result is frame
     torch.testing.assert_close(frame.field_map, measured[1].data, atol=1e-3, rtol=0)
-    assert frame.history[0].startswith("FieldMap: from measurement b0 scan, ")
+    assert frame.history[0].startswith(f"FieldMap: from measurement {pseudonym('b0 scan')}, ")
     assert not later.tell
 
 
@@ -325,7 +325,9 @@ def test_a_missing_map_of_a_dependency_is_told(tmp_path):
     opened = session(head_of("image", ["gone"]), state_folder=tmp_path)
     (frame,) = run([FieldMap()], frames()[:1], opened)
     assert frame.field_map is None
-    assert opened.tell.about("The field map of gone, on which this measurement depends, is not stored here; without")
+    assert opened.tell.about(
+        f"The field map of measurement {pseudonym('gone')}, on which this one depends, is not stored here"
+    )
 
 
 @pytest.mark.parametrize(("source", "depends"), [("auto", []), ("none", ["b0 scan"])])

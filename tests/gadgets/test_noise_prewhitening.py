@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import ismrmrd
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from gadgets.mrd import NOT_IMAGING
 from gadgets.noise_covariance import NoiseCovariance
 from gadgets.noise_prewhitening import NoisePrewhitening
-from gadgets.stored import stored_at
+from gadgets.stored import find_stored, pseudonym, stored_at
 
 from scans import header, line, run, session
 
@@ -157,7 +159,7 @@ def test_a_noise_measurement_serves_those_that_depend_on_it(tmp_path):
     here, _ = whiten([noise_scan(dwell=4.0), imaging], tmp_path)
     (white,), opened = whiten([imaging], tmp_path, measurement(own="image", noise_id="noise 1"))
     np.testing.assert_allclose(white.data, here[0].data, rtol=1e-5)
-    assert opened.tell.about("noise from noise measurement noise 1, scaled by")
+    assert opened.tell.about(f"noise from noise measurement {pseudonym('noise 1')}, scaled by")
 
 
 def test_noise_of_the_stream_comes_before_stored_noise(tmp_path):
@@ -170,7 +172,9 @@ def test_missing_noise_of_a_dependency_is_told(tmp_path):
     items = [line(1)]
     after, opened = whiten(items, tmp_path, measurement(noise_id="gone"))
     assert after == items
-    assert opened.tell.about("The noise measurement gone, on which this one depends, is not stored here.")
+    assert opened.tell.about(
+        f"The noise measurement {pseudonym('gone')}, on which this one depends, is not stored here."
+    )
     assert opened.tell.about("no noise data")
 
 
@@ -183,6 +187,31 @@ def test_ids_from_the_network_stay_in_the_state_folder(tmp_path, name):
     assert len(place.name) < 100
     NoiseCovariance(np.eye(2, dtype=complex), 5.0).save(place)
     assert NoiseCovariance.load(place).dwell_us == 5.0
+
+
+def test_what_an_earlier_version_named_by_the_id_is_found_and_loses_that_name(tmp_path):
+    scan = "42101_PATID4711_900_34"
+    whiten([noise_scan()], tmp_path, measurement(own=scan))
+    (path,) = (tmp_path / "noise").iterdir()
+    path.rename(path.with_name(f"{scan}-e6237941a4564f9f.npz"))
+    for _ in range(2):
+        _, opened = whiten([line(1, noise(100))], tmp_path, measurement(noise_id=scan))
+        assert opened.tell.about(f"noise from noise measurement {pseudonym(scan)}, scaled by")
+        assert not opened.tell.about("PATID")
+        assert [kept.name for kept in (tmp_path / "noise").iterdir()] == [path.name]
+
+
+def test_a_former_name_serves_where_it_cannot_be_changed(tmp_path, monkeypatch):
+    path = stored_at(tmp_path, "noise", "old")
+    path.parent.mkdir()
+    (former := path.with_name(f"old-{path.name}")).touch()
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(PermissionError(13, "denied")))
+    assert find_stored(tmp_path, "noise", "old") == former
+
+
+def test_a_pseudonym_stands_for_itself():
+    assert pseudonym("a") != "a"
+    assert pseudonym(pseudonym("a")) == pseudonym("a")
 
 
 def test_different_ids_have_different_files(tmp_path):

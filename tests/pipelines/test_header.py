@@ -12,6 +12,8 @@ import ismrmrd
 import pytest
 
 from gadgets.gadget import Gadget
+from gadgets.noise_prewhitening import NoisePrewhitening
+from gadgets.stored import pseudonym
 from pipelines.bounds import Bounds
 from pipelines.definition import parse_definition
 from pipelines.errors import SpinstreamError
@@ -25,6 +27,8 @@ from mrd_items import HEADER_XML, acquisition, configuration
 
 SENTINEL = "Zebedee"
 """In every patient field; a birth date holds it where it is malformed."""
+SCAN = f"42101_{SENTINEL}4711_900_"
+"""Siemens' converter makes a measurementID of the device, the patient's ID, the study and the scan."""
 
 PATIENT_XML = f"""
 <subjectInformation>
@@ -36,6 +40,12 @@ PATIENT_XML = f"""
   <referringPhysicianName>{SENTINEL}^doctor</referringPhysicianName>
   <studyDescription>{SENTINEL} has a headache</studyDescription>
 </studyInformation>
+<measurementInformation>
+  <measurementID>{SCAN}35</measurementID><patientPosition>HFS</patientPosition>
+  <measurementDependency>
+    <dependencyType>noise</dependencyType><measurementID>{SCAN}34</measurementID>
+  </measurementDependency>
+</measurementInformation>
 """
 USER_XML = f"""
 <userParameters><userParameterString><name>comment</name><value>{SENTINEL} moved</value></userParameterString>
@@ -183,7 +193,8 @@ def test_gadgets_never_see_who_is_measured(site):
     open_chain(definition, whole, replace(site, registry={"Sees": Sees}), print)
     assert seen == [without_patient(whole)]
     assert all(getattr(seen[0], part) is None for part in PATIENT)
-    assert whole.subjectInformation is not None
+    assert SCAN not in repr(seen)
+    assert (whole.subjectInformation is not None) and SCAN in repr(whole)
 
 
 class Blurts(Gadget[ismrmrd.Acquisition]):
@@ -201,8 +212,15 @@ def test_no_log_and_no_error_names_the_patient(site, caplog, capfd, malformation
     """At any level, whatever is wrong with the header, and though a gadget raises."""
     caplog.set_level(logging.DEBUG)
     header = PATIENT_HEADER if malformation is None else changed(*MALFORMATIONS[malformation], header=PATIENT_HEADER)
-    texts = list(converse(replace(site, registry={"Blurts": Blurts}), ConfigText(configuration("Blurts")), header))
+    gadgets = {"NoisePrewhitening": NoisePrewhitening, "Blurts": Blurts}
+    configured, noise = ConfigText(configuration(*gadgets)), acquisition(0)
+    noise.setFlag(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
+    texts = list(converse(replace(site, registry=gadgets), configured, header))
+    texts += converse(replace(site, registry=gadgets), configured, header, noise)
     assert any("failed on acquisition" in text or "MRD header" in text for text in texts)
+    if malformation is None:
+        assert [path.name for path in site.state_folder.rglob("*.npz")] == [f"{pseudonym(f'{SCAN}35')}.npz"]
+        assert any(f"The noise measurement {pseudonym(f'{SCAN}34')}, on which" in text for text in texts)
     said = [
         *texts,
         caplog.text,
