@@ -83,8 +83,9 @@ def serve(**options: Any) -> None:
     set_up = partial(configure, log.level, options["log_format"])
     set_up()
     host, port = options["host"], options["port"]
+    site, limits, recordings, border = _site(options), _limits(options), _recordings(options), _border(options)
     try:
-        server = Server(host, port, _site(options), _limits(options), _recordings(options), _border(options), set_up)
+        server = Server(host, port, site, limits, recordings, border, set_up)
     except OSError as error:
         raise SpinstreamError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
     monitor = options["monitor"]
@@ -127,9 +128,12 @@ def _recordings(options: dict[str, Any]) -> Recordings | None:
         if days or gib:
             raise click.UsageError("--record-days and --record-gib are for --record")
         return None
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise SpinstreamError(f"--record {folder}: this user may not write there")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpinstreamError(f"--record {folder}: cannot be made: {error.strerror or error}") from error
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise SpinstreamError(f"--record {folder}: this user may not read and write there")
     return Recordings(folder, days, None if gib is None else int(gib * GIBIBYTE))
 
 

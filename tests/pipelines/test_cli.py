@@ -201,3 +201,10 @@ def test_serve_says_when_the_port_is_taken(address):
     status, output = run("serve", "--port", address[1])
     assert status == 1
     assert f"cannot listen on 127.0.0.1:{address[1]}" in output
+
+
+def test_serve_names_a_folder_for_recordings_that_it_cannot_make(tmp_path):
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / "recordings"
+    status, output = run("serve", "--port", 0, "--record", folder)
+    assert (status, output) == (1, f"Error: --record {folder}: cannot be made: Not a directory\n")
