@@ -12,6 +12,7 @@ from recon_core.priors.prior import Prior
 from recon_core.solvers.linear_problem import LinearProblem, complex_normal
 from recon_core.solvers.run import Estimate, Run
 from recon_core.solvers.schedule import falling_levels
+from recon_core.solvers.stopped import without_noise
 
 _FIRST_ITERATIONS = 20
 
@@ -30,7 +31,8 @@ def decomposed_diffusion(
 
     At each noise level the prior denoises, conjugate gradients find the image that both the data and the denoised image
     allow, each with its own noise, and white noise of the next level is added to it. The weight of the data is that of
-    their noise, where the paper has a constant. Few steps do: each is exact for the data.
+    their noise, where the paper has a constant. Few steps do: each is exact for the data. Where they are stopped before
+    the end, the noise that the data leave in the image is denoised once more.
 
     The samples are means given what came before rather than draws of the posterior. For a Gaussian prior, in the limit
     of many steps, their mean is that of the posterior and their variance is half of its variance, so the deviation is
@@ -54,7 +56,7 @@ def decomposed_diffusion(
     clean = problem.tempered(nothing, levels[0], None, _FIRST_ITERATIONS)
     for done, level in enumerate(levels):
         if not run.go_on(done, steps):
-            return _estimate(clean, done, steps)
+            return _estimate(without_noise(problem, prior, clean, level), done, steps)
         noisy = clean + math.sqrt(2) * level * complex_normal(clean.shape, clean, run.generator)
         denoised = prior.denoise(noisy, level)
         clean = problem.tempered(denoised, level, denoised, iterations)

@@ -12,11 +12,13 @@ from recon_core.priors.prior import Prior
 from recon_core.solvers.linear_problem import LinearProblem, complex_normal
 from recon_core.solvers.run import Estimate, Run
 from recon_core.solvers.schedule import falling_levels
+from recon_core.solvers.stopped import without_noise
 
 _TIMES = 1000
 _BETAS = (1e-4, 0.02)
 _FIRST_ITERATIONS = 10
 _FIRST_LEVEL = 1.0
+_LAST_ITERATIONS = 5
 
 Spacing = Literal["level", "time"]
 
@@ -50,7 +52,9 @@ def red_diff(
     rate of learning falls along a quarter of a cosine to 1 %, so that the last image is at rest. (`highest=160,
     ending=0, spacing="time"` takes the paper's times.)
 
-    The start is what 10 iterations of conjugate gradients make of the data. RED-diff looks for a mode: samples differ
+    The start is what 10 iterations of conjugate gradients make of the data. A run that is stopped before its end is
+    not at rest: a few more bring its image to the data as one that is off by the next level, and the noise that the
+    data leave in it is denoised. RED-diff looks for a mode: samples differ
     by the noise of the optimisation alone, and their spread is not that of the posterior.
 
     Args:
@@ -77,7 +81,8 @@ def red_diff(
     slower = torch.optim.lr_scheduler.LambdaLR(descent, lambda done: max(math.cos(math.pi * done / (2 * steps)), 0.01))
     for done, level in enumerate(levels):
         if not run.go_on(done, steps):
-            return Estimate.of(image, done, steps)
+            nearer = problem.tempered(image, level, image, _LAST_ITERATIONS)
+            return Estimate.of(without_noise(problem, prior, nearer, level), done, steps)
         gradient = problem.gradient(image) + pull * prior_gradient(prior, image, level, run.generator)
         channels.grad = torch.view_as_real(gradient)
         descent.step()

@@ -72,7 +72,7 @@ def test_same_seed_same_image():
     assert relative(other.image - first.image, first.image) > 0.01
 
 
-def test_stops_when_told():
+def test_stops_when_told_and_denoises_what_the_data_leave():
     prior, asked = prior_of(PRIORS["white"]), []
     given = scan(PRIORS["white"].draw())
 
@@ -83,16 +83,27 @@ def test_stops_when_told():
     found = decomposed_diffusion(given.problem, prior, seeded(go_on=go_on))
     assert asked == [(i, 20) for i in range(4)]
     assert (found.steps, found.planned, found.deviation) == (3, 20, None)
-    three = decomposed_diffusion(
-        given.problem, prior, seeded(), steps=3, lowest=falling_levels(prior, 1.0, 0.01, 20)[2]
-    )
-    torch.testing.assert_close(found.image, three.image)
+    levels = falling_levels(prior, 1.0, 0.01, 20)
+    three = decomposed_diffusion(given.problem, prior, seeded(), steps=3, lowest=levels[2])
+    assert float(given.problem.noise_level) < levels[3]
+    torch.testing.assert_close(found.image, prior.denoise(three.image, float(given.problem.noise_level)))
 
 
-def test_without_any_step_the_data_alone_speak():
-    given = scan(PRIORS["white"].draw())
-    found = decomposed_diffusion(given.problem, prior_of(PRIORS["white"]), seeded(go_on=lambda done, planned: False))
-    truth = (tempered_covariance(given, 1.0) @ back(given)).view(N, N)
+@pytest.mark.parametrize("stop", [1, 3, 10, 19])
+def test_an_image_that_leaves_early_is_no_worse_than_the_start(stop):
+    prior = PRIORS["smooth"]
+    given = scan(prior.draw(), every=3)
+    truth = given.posterior(prior).mean
+    early = decomposed_diffusion(given.problem, prior_of(prior), seeded(go_on=lambda done, planned: done < stop))
+    start = (tempered_covariance(given, 1.0) @ back(given)).view(N, N)
+    assert relative(early.image - truth, truth) < relative(start - truth, truth)
+
+
+def test_without_any_step_the_data_alone_speak_but_for_their_noise():
+    given, prior = scan(PRIORS["white"].draw()), prior_of(PRIORS["white"])
+    found = decomposed_diffusion(given.problem, prior, seeded(go_on=lambda done, planned: False))
+    alone = (tempered_covariance(given, 1.0) @ back(given)).view(N, N)
+    truth = prior.denoise(alone, float(given.problem.noise_level))
     assert found.steps == 0
     assert relative(found.image - truth, truth) < 1e-3
 
