@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import chain, pairwise
 
 import numpy as np
@@ -18,6 +19,7 @@ from gadgets.frame import Frame, SeriesImage
 from gadgets.gadget import COIL_MAPS, FRAMES, Gadget, Session
 from gadgets.geometry import Affine, affine_of_frame
 from gadgets.imaging_model import encoding_of
+from gadgets.memory import CPU, fitting
 from gadgets.property import AUTO, choice, integer, path, real, text
 from gadgets.stored import FIELD_MAP, dependencies, find_stored, pseudonym, stored_at
 from gadgets.trajectory import echo_time_of
@@ -128,9 +130,9 @@ class FieldMap(Gadget[Frame]):
         """Yields the frame with its map; from echoes, all frames of a slice behind their map when the last has come."""
         if self.source == ECHOES:
             yield from self._collected(item)
+        elif self._map is not None:
+            yield from fitting(self, partial(self._looked_up, self._map), [item])
         else:
-            if self._map is not None:
-                self._look_up(item, self._map)
             yield item
 
     def finish(self) -> Iterator[object]:
@@ -148,7 +150,7 @@ class FieldMap(Gadget[Frame]):
         try:
             # What cannot be mapped comes last, and stops nothing else.
             for frames in sorted(self._waiting.values(), key=len, reverse=True):
-                yield from self._with_map_of_echoes(frames)
+                yield from self._mapped(frames)
         finally:
             if self._measured:
                 self._store()
@@ -177,6 +179,11 @@ class FieldMap(Gadget[Frame]):
             return sign * 1e-6 * frequency
         return sign / (2 * math.pi) if self.unit == RADIANS else sign
 
+    def _looked_up(self, stored: FieldMapFile, frames: Sequence[Frame]) -> Iterator[object]:
+        for frame in frames:
+            self._look_up(frame, stored)
+            yield frame
+
     def _look_up(self, frame: Frame, stored: FieldMapFile) -> None:
         field, outside = stored.at(frame)
         frame.field_map = field + self.offset
@@ -201,7 +208,7 @@ class FieldMap(Gadget[Frame]):
         frames = self._waiting.setdefault(key, [])
         frames.append(frame)
         if len(frames) == self._expected:
-            yield from self._with_map_of_echoes(self._waiting.pop(key))
+            yield from self._mapped(self._waiting.pop(key))
             return
         held, free = sum(map(_nbytes, chain(*self._waiting.values()))), free_memory(self.session.device)
         if held > free:
@@ -210,7 +217,13 @@ class FieldMap(Gadget[Frame]):
                 f"besides: the header announces {self._expected} contrasts, {key} has {len(frames)} so far"
             )
 
-    def _with_map_of_echoes(self, frames: list[Frame]) -> Iterator[object]:
+    def _mapped(self, frames: Sequence[Frame]) -> Iterator[object]:
+        """The same as `_with_map_of_echoes`, on the CPU where the memory of a GPU does not suffice."""
+        if len({frame.device for frame in frames}) > 1:  # it did not suffice for some of them
+            frames = [frame.on(CPU) for frame in frames]
+        return fitting(self, self._with_map_of_echoes, frames)
+
+    def _with_map_of_echoes(self, frames: Sequence[Frame]) -> Iterator[object]:
         """The map of a slice, then its frames in the order in which they came."""
         used = sorted(frames, key=self._echo_time)[: self.echoes]
         if len(used) < 2:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from gadgets.frame import Frame, Samples, Space
 from gadgets.gadget import ACQUISITIONS, FRAMES, TRAJECTORY, Gadget, Session
 from gadgets.header_trajectory import steps_of
+from gadgets.memory import moved
 from gadgets.mrd import Readout, calibrates, limit_of, makes_image, not_imaging
 from gadgets.property import AUTO, choice
 
@@ -224,7 +225,7 @@ class FrameAssembly(Gadget[ismrmrd.Acquisition]):
             del self._open[frame.key]
             self._sent.add(frame.key)
             self._count_lines(frame)
-            yield self._assembled(frame).on(self.session.device)
+            yield moved(self._assembled(frame), self, self.session.device)
 
     def _assembled(self, ended: OpenFrame) -> Frame:
         reference = most_central(ended.readouts).getHead()

@@ -44,6 +44,7 @@ class Session:
         cache: of what is costly to build, by content; outlives the session where its site keeps one.
         require_client: raises when the client is gone; asked now and then by a gadget that computes for long.
         turn: gives a context that is held while a gadget that takes frames computes: sessions share a device by turns.
+        without_turn: gives a context in which that turn is left to others, for a gadget that is done with the device.
         noise_known: whether frames hold noise of unit variance; false once prewhitening found no noise data.
     """
 
@@ -56,6 +57,7 @@ class Session:
     cache: ContentCache = field(default_factory=lambda: ContentCache(CACHE_BYTES))
     require_client: Callable[[], object] = lambda: None
     turn: Callable[[], AbstractContextManager[object]] = nullcontext
+    without_turn: Callable[[], AbstractContextManager[object]] = nullcontext
     noise_known: bool = True
 
     def generator(self, *purpose: str | int) -> torch.Generator:

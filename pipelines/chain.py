@@ -13,7 +13,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -83,6 +83,8 @@ class Chain:
         self.let_out: Counter[str] = Counter()
         self.frames = 0
         self.at: At | None = None
+        self._turn = ExitStack()
+        session.without_turn = self._without_turn
         headers = [self._opened(gadget) for gadget in gadgets]
         self._executor = executor
         self._elsewhere: dict[int, tuple[Elsewhere, int]] = {}
@@ -207,7 +209,7 @@ class Chain:
         """The items of a gadget's generator; its clock runs, and it has its turn at the device, only while it works."""
         gadget = self._gadgets[stage]
         works_on_frames = gadget.takes is Frame
-        turn = self._session.turn if works_on_frames else nullcontext
+        turn = self._in_turn if works_on_frames else nullcontext
         results: Iterator[object] | None = None
         while True:
             with turn(), self._clock(stage, what):
@@ -222,6 +224,19 @@ class Chain:
                     raise _failure(gadget, what, error) from error
             self.frames += isinstance(result, Frame) and not works_on_frames
             yield result
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        with ExitStack() as self._turn:
+            self._turn.enter_context(self._session.turn())
+            yield
+
+    @contextmanager
+    def _without_turn(self) -> Iterator[None]:
+        """For a gadget in its turn: lets others have it, and waits for the next one."""
+        self._turn.close()
+        yield
+        self._turn.enter_context(self._session.turn())
 
     @contextmanager
     def _clock(self, stage: int, what: str) -> Iterator[None]:

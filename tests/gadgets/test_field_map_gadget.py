@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from gadgets import field_map
 from gadgets.coil_compression import CoilCompression
 from gadgets.coil_maps import CoilMaps
 from gadgets.field_map import FieldMap
+from gadgets.field_map_file import FieldMapFile
 from gadgets.frame import Frame, SeriesImage
 from gadgets.frame_assembly import FrameAssembly
 from gadgets.image_export import ImageExport
@@ -398,3 +400,56 @@ def test_the_phantom_has_the_field_of_the_test():
     expected = signal(phantom(0.0).maps * head() * np.exp(-2j * np.pi * FIELD * 4e-3), cartesian()[SIZE // 2])
     np.testing.assert_allclose(data, expected)
     assert SPACE.shape == FIELD.shape
+
+
+GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
+
+
+@pytest.fixture
+def full_gpu(monkeypatch) -> None:
+    """Frames say that they are on a GPU, whose memory suffices for nothing that is done there."""
+
+    def on(frame: Frame, device: torch.device) -> Frame:
+        moved = replace(frame)
+        moved.said = device
+        return moved
+
+    def image(gadget, frame, first, image=FieldMap._image):
+        require_cpu(frame)
+        return image(gadget, frame, first)
+
+    def at(stored, frame, at=FieldMapFile.at):
+        require_cpu(frame)
+        return at(stored, frame)
+
+    monkeypatch.setattr(Frame, "device", property(lambda frame: getattr(frame, "said", GPU)))
+    monkeypatch.setattr(Frame, "on", on)
+    monkeypatch.setattr(FieldMap, "_image", image)
+    monkeypatch.setattr(FieldMapFile, "at", at)
+
+
+def require_cpu(frame: Frame) -> None:
+    if frame.device == GPU:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def test_a_map_that_does_not_fit_on_the_gpu_is_made_and_looked_up_on_the_cpu(full_gpu, tmp_path):
+    opened = session(head_of("b0 scan"), state_folder=tmp_path)
+    measured, *three = mapped(frames(reference=of_slice(0)), opened, smoothing=0.0)
+    assert misfit(measured.data) < 0.02
+    later = session(head_of("image", ["b0 scan"], times=(4.0,)), state_folder=tmp_path)
+    (looked_up,) = run([FieldMap()], frames(reference=of_slice(0))[:1], later)
+    torch.testing.assert_close(looked_up.field_map, measured.data, atol=1e-3, rtol=0)
+    for told in (opened.tell, later.tell):
+        (words,) = told.about("CPU")
+        assert words.endswith("FieldMap continues on the CPU, since the GPU's memory did not suffice")
+    assert {frame.device for frame in [looked_up, *three]} == {GPU}
+    assert looked_up.history[0] == "FieldMap: on the CPU, since the GPU's memory did not suffice"
+
+
+def test_echoes_of_which_one_did_not_fit_on_the_gpu_are_all_mapped_on_the_cpu(full_gpu):
+    echoes = frames(reference=of_slice(0))
+    echoes[1].said = CPU
+    measured, *three = mapped(echoes, smoothing=0.0)
+    assert misfit(measured.data) < 0.02
+    assert {frame.device for frame in three} == {CPU}

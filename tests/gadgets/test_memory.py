@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -10,14 +11,20 @@ import torch
 
 from gadgets import prior as priors
 from gadgets.cg_sense import CgSense
+from gadgets.coil_maps import CoilMaps
 from gadgets.diffusion_solver import DiffusionSolver
+from gadgets.field_map import FieldMap
 from gadgets.frame import Frame
+from gadgets.frame_assembly import FrameAssembly
+from gadgets.image_export import ImageExport
 from gadgets.joint_solver import JointSolver
-from gadgets.memory import begun, out_of_memory, taken, taken_on_the_cpu
+from gadgets.memory import begun, moved, out_of_memory, taken, taken_on_the_cpu
+from gadgets.trajectory import Trajectory
+from pipelines.chain import Chain
 from recon_core.priors.prior import Convention, Prior
 
 from phantom_scan import Phantom, cartesian, error, head
-from scans import header, run, session
+from scans import header, line, run, session
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 COILS = 4
@@ -159,6 +166,7 @@ def failing(error: Exception, after: int = 0):
         torch.OutOfMemoryError("CUDA out of memory."),
         MemoryError("one coil of one image needs 9 MiB"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
     ],
 )
 def test_only_the_memory_of_a_gpu_is_given_another_chance(error):
@@ -215,6 +223,83 @@ def test_any_gadget_of_frames_continues_on_the_cpu(gpu):
     assert frame.image is not None
     assert told == [f"{frame.label}: FullFor continues on the CPU, since the GPU's memory did not suffice"]
     assert sum("on the CPU" in line for line in frame.history) == 1
+
+
+@pytest.fixture
+def full_gpu(monkeypatch) -> None:
+    """Frames begin on the CPU, and no memory is left where they shall go."""
+
+    def on(frame: Frame, device: torch.device, on=Frame.on) -> Frame:
+        if device.type == "cuda":
+            raise RuntimeError("CUDA error: out of memory")
+        return on(frame, device)
+
+    monkeypatch.setattr(Frame, "on", on)
+
+
+def test_a_frame_that_cannot_move_to_the_gpu_is_reconstructed_on_the_cpu(full_gpu):
+    opened = session(header(), device=GPU)
+    gadgets = [Trajectory(), FrameAssembly(), FieldMap(), CoilMaps(), CgSense(iterations=3), ImageExport()]
+    images = list(Chain(gadgets, opened).run(line(step) for step in range(8)))
+    assert [image.data.any() for image in images] == [True]
+    where = "slice 0, contrast 0, repetition 0"
+    assert opened.tell.about("CPU") == [
+        f"{where}: {what} on the CPU, since the GPU's memory did not suffice"
+        for what in ("stays", "CoilMaps continues", "CgSense continues")
+    ]
+    assert "FrameAssembly: on the CPU, since the GPU's memory did not suffice" in images[0].attribute_string
+
+
+class Holds(CgSense):
+    """Holds frames, as those do that solve several at once."""
+
+    def open(self, session):
+        super().open(session)
+        self.held = []
+
+    def take(self, item):
+        self.held.append(item)
+        return iter(())
+
+    def finish(self):
+        held, self.held = self.held, []
+        return iter(held)
+
+
+def test_frames_that_did_not_fit_overtake_none(monkeypatch):
+    gadget = Holds()
+    gadget.open(session(header(), device=GPU))
+    monkeypatch.setattr(Frame, "device", property(lambda frame: CPU if frame.reference.idx.slice == 2 else GPU))
+    frames = [scanned(slice=number) for number in range(4)]
+    came = [item.reference.idx.slice for frame in frames for item in taken(gadget, frame)]
+    assert came == [0, 1, 2]
+    assert [item.reference.idx.slice for item in gadget.finish()] == [3]
+
+
+def test_other_failures_of_a_move_are_told_as_they_are(monkeypatch):
+    monkeypatch.setattr(Frame, "on", lambda frame, device: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        moved(scanned(), CgSense(), GPU)
+
+
+def test_on_the_cpu_a_session_leaves_the_device_to_others(gpu):
+    busy = []
+
+    @contextmanager
+    def without_turn():
+        busy.append(True)
+        yield
+        busy.append(False)
+
+    class Looks(FullFor):
+        def take(self, item):
+            busy.append(item.device)
+            yield from super().take(item)
+
+    gadget = Looks(iterations=3)
+    gadget.open(replace(session(header()), without_turn=without_turn))
+    list(taken(gadget, scanned()))
+    assert busy == [GPU, True, CPU, False]
 
 
 class Broken(CgSense):

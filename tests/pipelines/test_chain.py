@@ -186,3 +186,31 @@ def test_gadgets_that_take_frames_compute_in_their_turn_and_nothing_is_sent_in_i
     session = Session(read_header(HEADER_XML), turn=turn)
     for _ in Chain([Frames(), Asks()], session).run([acquisition(0)]):
         assert not held
+
+
+def test_a_gadget_that_is_done_with_the_device_leaves_its_turn_to_others_and_takes_another_one():
+    said = []
+
+    @contextmanager
+    def turn():
+        said.append("begins")
+        yield
+        said.append("ends")
+
+    class Leaves(Gadget[Frame]):
+        takes = Frame
+
+        def take(self, item):
+            with self.session.without_turn():
+                said.append("others")
+            yield item
+            if item.reference.scan_counter:
+                with self.session.without_turn():
+                    raise ValueError("no such thing")
+
+    session = Session(read_header(HEADER_XML), turn=turn)
+    running = Chain([Frames(), Leaves()], session).run([acquisition(0), acquisition(1)])
+    with pytest.raises(GadgetError, match="no such thing"):
+        list(running)
+    first = ["begins", "ends", "others", "begins", "ends"]
+    assert said == [*first, "begins", "ends", *first, "begins", "ends"]
