@@ -32,7 +32,7 @@ from gadgets.noise_prewhitening import NoisePrewhitening
 from pipelines.errors import PipelineError, SpinstreamError
 from pipelines.expected_images import expected_images
 from pipelines.header import read_header
-from pipelines.image_series import field_of, images_of_main_series, kind_of, magnitude_of, solver_report
+from pipelines.image_series import field_of, images_of_main_series, is_whitened, kind_of, magnitude_of, solver_report
 from pipelines.registry import nearest
 from pipelines.replay import Progress, Replay, local_definition, replay_here
 from pipelines.session import Site
@@ -252,6 +252,11 @@ def _arrivals(
     def keep(item: object) -> None:
         if not isinstance(item, ismrmrd.Image):
             return
+        if truth.whitened and not is_whitened(item):
+            raise SpinstreamError(
+                f"the truth of {truth.name} is on the scale after prewhitening, but no noise data were found: expected "
+                f"a noise scan in {raw.path.name}; --truth FILE brings a truth to which images are fitted"
+            )
         try:
             arrivals.append(_Arrival(item, truth.places.at(item), time.perf_counter() - began))
         except ValueError as error:  # at the first image: what follows would be for nothing

@@ -16,6 +16,7 @@ MAIN = "image"
 
 SOLVED = re.compile(r"\b(\d+)(?: of \d+)? (?:iterations|steps)\b")
 SECONDS = re.compile(r"\b(\d+(?:\.\d+)?) s\b")
+UNWHITENED = "NoisePrewhitening: no noise data"
 TOGETHER = re.compile(r"\b(\d+) slices at once\b")
 
 
@@ -65,6 +66,11 @@ def field_of(image: ismrmrd.Image) -> NDArray[np.float32]:
     if len(values) != 1:
         raise ValueError(f"expected field maps of one channel, got {len(values)}")
     return np.asarray(values[0], np.float32)
+
+
+def is_whitened(image: ismrmrd.Image) -> bool:
+    """Whether its history tells of no data that could not be prewhitened for want of noise data."""
+    return not any(line.startswith(UNWHITENED) for line in values_of(image, "ImageProcessingHistory"))
 
 
 def solver_report(image: ismrmrd.Image) -> tuple[int | None, float | None]:

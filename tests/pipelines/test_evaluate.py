@@ -508,6 +508,23 @@ def test_a_noisy_truth_needs_prewhitening(folder):
     assert "expected NoisePrewhitening, on whose scale the truth of raw.h5 is" in outcome.error
 
 
+def test_a_noisy_truth_needs_noise_data_to_prewhiten_by(folder, single, tmp_path):
+    stripped = tmp_path / "stripped.h5"
+    shutil.copy(single, stripped)
+    with h5py.File(stripped, "a") as file:
+        readouts = file["dataset/data"][()]
+        del file["dataset/data"]
+        is_noise = readouts["head"]["flags"] & (1 << (ismrmrd.ACQ_IS_NOISE_MEASUREMENT - 1)) > 0
+        assert is_noise.any()
+        file["dataset/data"] = readouts[~is_noise]
+    status, output = run("evaluate", stripped, "-p", "cg_sense", "--device", "cpu", "-o", tmp_path / "own")
+    assert status == 1
+    assert "cg_sense failed: the truth of stripped.h5 is on the scale after prewhitening, but no noise data" in output
+    assert "expected a noise scan in stripped.h5; --truth FILE brings a truth" in output
+    brought = ["--truth", single, "-o", tmp_path / "brought"]
+    assert run("evaluate", stripped, "-p", "cg_sense", "--device", "cpu", *brought)[0] == 0
+
+
 def test_a_property_is_set_where_the_gadget_is(single, tmp_path):
     arguments = ["-p", "preview,cg_sense", "--set", "CgSense.iterations=2", "-o", tmp_path]
     assert run("evaluate", single, *arguments)[0] == 0
