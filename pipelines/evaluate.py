@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from gadgets.gadget import Header
 from gadgets.image_export import SERIES
 from gadgets.noise_prewhitening import NoisePrewhitening
+from pipelines.definition import Definition
 from pipelines.errors import PipelineError, SpinstreamError
 from pipelines.expected_images import expected_images
 from pipelines.header import read_header
@@ -180,7 +181,8 @@ def evaluate(job: Evaluation, site: Site, note: Callable[[str], None], show: Pro
         By pipeline; one that failed says why.
 
     Raises:
-        PipelineError: there is no such pipeline, or none of them has the gadget of a parameter.
+        PipelineError: there is no such pipeline, none of them has the gadget of a parameter, or a gadget has no such
+            property or does not take the value.
         SpinstreamError: the raw file cannot be read, or the truth or the zoomed window does not fit its images.
     """
     _check_parameters(job, site)
@@ -225,10 +227,9 @@ class _Arrival:
 def _outcome(
     job: Evaluation, pipeline: str, raw: RawFile, site: Site, note: Callable[[str], None], show: Progress
 ) -> Outcome:
-    gadgets = _gadgets(pipeline, site)
-    if job.truth.whitened and NoisePrewhitening.__name__ not in gadgets:
+    if job.truth.whitened and NoisePrewhitening.__name__ not in _gadgets(pipeline, site):
         raise PipelineError(f"expected {NoisePrewhitening.__name__}, on whose scale the truth of {job.truth.name} is")
-    parameters = {key: value for key, value in job.parameters.items() if key.partition(".")[0] in gadgets}
+    parameters = _parameters_of(pipeline, job, site)
     replay = Replay(raw=job.raw, pipeline=pipeline, group=job.group, parameters=parameters)
     arrivals = _arrivals(replay, job.truth, raw, site, lambda text: note(f"{pipeline}: {text}"), show)
     try:
@@ -300,12 +301,14 @@ def _notes(planes: Sequence[Plane], empty: Sequence[Counters]) -> Iterator[str]:
     """What a reader of the figures must know."""
     if empty:
         yield f"left out, since the truth is zero there: {'; '.join(map(_label, empty))}"
-    covered = [value for plane in planes if (value := plane.figures.get("coverage")) is not None]
+    # An image of nothing, from data of nothing, is not the fault of its deviation.
+    judged = [plane.figures.get("coverage") for plane in planes if plane.image.any()]
+    covered = [value for value in judged if value is not None]
     if covered and statistics.fmean(covered) < LEAST_COVERAGE:
         yield (
             f"the 90 % interval covers {statistics.fmean(covered):.0%} of the truth only, the deviation is too small: "
-            "the prior does not suit these images, the samples of the method are too alike (preconditioned_langevin "
-            "draws from the posterior), or coil maps and field are off"
+            "the prior does not suit these images, the samples of the method are too alike (those of "
+            "preconditioned_langevin are so least), or coil maps and field are off"
         )
 
 
@@ -425,7 +428,7 @@ def _check_truth(job: Evaluation, raw: RawFile, header: Header) -> None:
 
 
 def _check_parameters(job: Evaluation, site: Site) -> None:
-    """That some pipeline has the gadget of each."""
+    """That some pipeline has the gadget of each, and that all pipelines that can run take their values."""
     known: set[str] = set()
     for pipeline in job.pipelines:
         known.update(_gadgets(pipeline, site))
@@ -435,3 +438,22 @@ def _check_parameters(job: Evaluation, site: Site) -> None:
             raise PipelineError(
                 f"--set: {key}: expected gadget.property with a gadget of one of the pipelines{nearest(gadget, known)}"
             )
+    for pipeline in job.pipelines:
+        definition = local_definition(pipeline, site)
+        if _can_run(definition, site):
+            definition.override(_parameters_of(pipeline, job, site), "--set", local=True).build(site.registry)
+
+
+def _can_run(definition: Definition, site: Site) -> bool:
+    """As it stands; one that cannot is reported in its turn."""
+    try:
+        definition.build(site.registry)
+    except PipelineError:
+        return False
+    return True
+
+
+def _parameters_of(pipeline: str, job: Evaluation, site: Site) -> dict[str, str]:
+    """Those of its gadgets."""
+    gadgets = _gadgets(pipeline, site)
+    return {key: value for key, value in job.parameters.items() if key.partition(".")[0] in gadgets}

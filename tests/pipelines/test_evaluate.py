@@ -296,6 +296,8 @@ def test_an_unknown_pipeline_is_told_before_any_is_run(folder, tmp_path):
         (["-p", "preview", "--zoom", "1,2"], 2, "as Y,X,SIZE, got '1,2'"),
         (["-p", "preview", "--zoom", "40,0,9"], 1, "[48, 48], got 9 x 9 pixels from row 40 and column 0"),
         (["-p", "preview", "--set", "CgSense.iterations=3"], 1, "a gadget of one of the pipelines"),
+        (["-p", "preview,cg_sense", "--set", "CgSense.iterationz=3"], 1, "property; did you mean 'iterations'?"),
+        (["-p", "preview,cg_sense", "--set", "CgSense.iterations=few"], 1, "CgSense.iterations: expected a whole"),
         (["-p", "previw"], 1, "did you mean 'preview'?"),
         (["-p", "preview", "--truth", "truth.txt"], 1, "truth.txt: expected a file that ends in .npz"),
         (["-p", "preview", "--truth", "two.npz"], 1, "expected one array, got a [2], b [3]; --key names the one"),
@@ -313,6 +315,7 @@ def test_mistakes(folder, tmp_path, monkeypatch, arguments, status, message):
     np.savez("zero.npz", np.zeros((2, SIZE, SIZE)))
     got, output = run("evaluate", folder / "raw.h5", "-o", "out", *arguments)
     assert (got, message in output) == (status, True), output
+    assert "times:" not in output  # no pipeline was run
 
 
 class Doubts(Gadget[Frame]):
@@ -523,6 +526,22 @@ def test_a_noisy_truth_needs_noise_data_to_prewhiten_by(folder, single, tmp_path
     assert "expected a noise scan in stripped.h5; --truth FILE brings a truth" in output
     brought = ["--truth", single, "-o", tmp_path / "brought"]
     assert run("evaluate", stripped, "-p", "cg_sense", "--device", "cpu", *brought)[0] == 0
+
+
+def test_a_slice_without_data_is_no_fault_of_the_deviation(folder, tmp_path):
+    """Nor does it hide one: of the other slices it is told all the same."""
+    half = tmp_path / "raw.h5"
+    shutil.copy(folder / "raw.h5", half)
+    with h5py.File(half, "a") as file:
+        readouts = file["dataset/data"][()]
+        for readout in readouts:
+            readout["data"][:] *= readout["head"]["idx"]["slice"] != 1
+        file["dataset/data"][...] = readouts
+    outcome = run_here(tmp_path, EXPORT, f'<gadget name="Doubts"/>{EXPORT}')
+    with_data, without = outcome.planes
+    assert with_data.image.any() and not without.image.any()
+    assert without.figures["coverage"] < 0.1
+    assert outcome.notes == ()
 
 
 def test_a_property_is_set_where_the_gadget_is(single, tmp_path):
