@@ -214,6 +214,7 @@ def known_or_path(default: str, known: Sequence[str], meaning: str) -> Property[
         kind, colon, file = word.rpartition(":")
         if not file:
             raise ValueError(word)
-        return f"{kind}{colon}{_of_home(file)}"
+        # Otherwise as it was written: Path would make a name that comes with the program of ./name.
+        return f"{kind}{colon}{_of_home(file)}" if file.startswith("~") else word
 
     return Property("path", default, meaning, read, choices=known)

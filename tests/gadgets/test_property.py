@@ -41,6 +41,7 @@ def test_a_property_reads_as_its_value_on_an_instance_and_as_itself_on_the_class
         ("~/mine.safetensors", "/home/me/mine.safetensors"),
         ("ncsnv2:~/checkpoint.pth", "ncsnv2:/home/me/checkpoint.pth"),
         ("pogmdm:/data/state~1.pth", "pogmdm:/data/state~1.pth"),
+        ("./a", "./a"),
     ],
 )
 def test_a_file_may_lie_at_home(monkeypatch, word, value):
