@@ -42,7 +42,8 @@ def load_prior(name: str, device: torch.device | str = "cpu") -> Prior:
         return read_prior(shipped[name], device)
     if name.endswith(".safetensors"):
         return read_prior(Path(name), device)
+    file = name if name.endswith(".pth") and not colon else "FILE"
     raise ValueError(
         f"no prior is called {name!r}; there are {', '.join(shipped) or 'none'}, or give a .safetensors file, "
-        f"or {' or '.join(f'{kind}:FILE' for kind in _PUBLISHED)} for a published checkpoint"
+        f"or {' or '.join(f'{kind}:{file}' for kind in _PUBLISHED)} for a published checkpoint"
     )

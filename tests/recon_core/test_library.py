@@ -42,7 +42,7 @@ def test_a_users_own_is_found_by_its_path(shipped, tmp_path):
         load_prior(str(tmp_path / "absent.safetensors"))
 
 
-@pytest.mark.parametrize("name", ["heads", "", "head.pth", "gan:/path/file.pth", "head:", "./head"])
+@pytest.mark.parametrize("name", ["heads", "", "head.pt", "gan:/path/file.pth", "head:", "./head"])
 def test_other_names_are_refused_with_what_there_is(shipped, name):
     with pytest.raises(
         ValueError,
@@ -50,6 +50,11 @@ def test_other_names_are_refused_with_what_there_is(shipped, name):
         "or ncsnv2:FILE or pogmdm:FILE",
     ):
         load_prior(name)
+
+
+def test_a_checkpoint_without_its_kind_is_shown_with_each():
+    with pytest.raises(ValueError, match="or ncsnv2:my/head.pth or pogmdm:my/head.pth for a published checkpoint"):
+        load_prior("my/head.pth")
 
 
 def test_an_empty_package_says_so(tmp_path, monkeypatch):
