@@ -17,13 +17,17 @@ from gadgets.gadget import ACQUISITIONS, FRAMES, TRAJECTORY, Gadget, Session
 from gadgets.header_trajectory import steps_of
 from gadgets.memory import moved
 from gadgets.mrd import Readout, calibrates, limit_of, makes_image, not_imaging
-from gadgets.property import AUTO, choice
+from gadgets.property import AUTO, choice, real
 
 UNIT_COMPLEX_NOISE = 1 / math.sqrt(2)
 """Gadgetron's users know whitened acquisitions as unit noise variance in the real and in the imaginary channel; from
 frames on, it is unit variance of the complex sample. Here is the border between the two."""
 
 ENDING = (ismrmrd.ACQ_LAST_IN_MEASUREMENT, ismrmrd.ACQ_LAST_IN_REPETITION, ismrmrd.ACQ_LAST_IN_SLICE)
+
+GIBIBYTE = 1 << 30
+OVERHEAD = 2048
+"""Of the Python objects that hold a readout."""
 
 FLAGS, COUNTERS, STREAM = "flags", "counters", "stream"
 COMBINE, SEPARATE = "combine", "separate"
@@ -55,6 +59,7 @@ class OpenFrame:
         lines: the encoding steps of each average that have come.
         averages: that have come.
         flagged: whether a flag said that this frame ends.
+        nbytes: that the readouts take.
     """
 
     def __init__(self, key: Key) -> None:
@@ -63,10 +68,12 @@ class OpenFrame:
         self.lines: set[tuple[int, int, int]] = set()
         self.averages: set[int] = set()
         self.flagged = False
+        self.nbytes = 0
 
     def add(self, item: Readout) -> None:
         """Takes one more readout."""
         self.readouts.append(item)
+        self.nbytes += _nbytes(item)
         idx = item.idx
         self.lines.add((idx.kspace_encode_step_1, idx.kspace_encode_step_2, idx.average))
         self.averages.add(idx.average)
@@ -97,6 +104,13 @@ class FrameAssembly(Gadget[ismrmrd.Acquisition]):
         "repetitions alone, or at the end of the stream alone",
     )
     averages = choice(COMBINE, (COMBINE, SEPARATE), "averages as further shots of one image, or as an image each")
+    memory_limit = real(
+        8.0,
+        "most that readouts may take that wait for the rest of their images, and lines for calibration with them; "
+        "beyond it the session ends: lines that repeat without end make no image",
+        unit="GiB",
+        low=0.0,
+    )
 
     def open(self, session: Session) -> None:
         """Begins with no frame."""
@@ -128,6 +142,7 @@ class FrameAssembly(Gadget[ismrmrd.Acquisition]):
             frame.add(item)
             self._mark(item, key)
             yield from self._sent_off(self._ended(frame))
+        self._limit_memory()
 
     def finish(self) -> Iterator[object]:
         """Yields the frames that are left, and says what was left out."""
@@ -142,6 +157,18 @@ class FrameAssembly(Gadget[ismrmrd.Acquisition]):
             self.session.tell(f"FrameAssembly left out lines that make no image: {lines}.")
         if not self._sent:
             self.session.tell("FrameAssembly: no imaging line came, so there is no image.")
+
+    def _limit_memory(self) -> None:
+        open_frames = self._open.values()
+        images, calibration = sum(frame.nbytes for frame in open_frames), self._calibration.nbytes
+        if images + calibration > self.memory_limit * GIBIBYTE:
+            largest = max((len(frame.readouts) for frame in open_frames), default=0)
+            raise MemoryError(
+                f"the readouts of {len(open_frames)} unfinished images take {images / GIBIBYTE:.3g} GiB and the lines "
+                f"for calibration {calibration / GIBIBYTE:.3g} GiB, more than the property memory_limit of "
+                f"FrameAssembly allows, {self.memory_limit:g} GiB; one image has {largest} readouts. A scan that needs "
+                "as much takes a higher limit; else see whether lines repeat, and at the property ends"
+            )
 
     def _count_lines(self, frame: OpenFrame) -> None:
         kind = frame.key.encoding, frame.key.contrast
@@ -266,13 +293,19 @@ class FrameAssembly(Gadget[ismrmrd.Acquisition]):
 
 
 class CalibrationLines:
-    """Lines for parallel calibration, by slice and by what else they were acquired with."""
+    """Lines for parallel calibration, by slice and by what else they were acquired with.
+
+    Attributes:
+        nbytes: that they take.
+    """
 
     def __init__(self) -> None:
         self._lines: dict[int, dict[Key, list[Readout]]] = {}
+        self.nbytes = 0
 
     def add(self, key: Key, item: Readout) -> None:
         """Takes one more line."""
+        self.nbytes += _nbytes(item)
         self._lines.setdefault(key.slice, {}).setdefault(key._replace(average=0), []).append(item)
 
     def for_frame(self, key: Key) -> list[Readout]:
@@ -292,7 +325,7 @@ class CalibrationLines:
         best = max(usable, key=closeness)
         for other in usable:
             if other.repetition < best.repetition and other._replace(repetition=best.repetition) == best:
-                del of_slice[other]
+                self.nbytes -= sum(map(_nbytes, of_slice.pop(other)))
         return of_slice[best]
 
 
@@ -310,6 +343,10 @@ def stacked(readouts: Sequence[Readout]) -> Samples:
     kspace *= np.float32(UNIT_COMPLEX_NOISE)
     trajectory: NDArray[np.float32] = np.stack([readout.traj.T[::-1] for readout in readouts], axis=1)
     return Samples(torch.from_numpy(kspace), torch.from_numpy(trajectory))
+
+
+def _nbytes(readout: Readout) -> int:
+    return int(readout.data.nbytes + readout.traj.nbytes + readout.times.nbytes) + OVERHEAD
 
 
 def _size(readout: Readout) -> str:

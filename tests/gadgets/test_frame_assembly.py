@@ -402,6 +402,34 @@ def test_readouts_with_other_channels_are_refused():
         frames([line(0), line(1, channels=3)])
 
 
+@pytest.mark.parametrize("flag", [None, CALIBRATION])
+def test_lines_that_repeat_without_end_are_refused_before_they_fill_the_memory(flag):
+    taken = []
+
+    def lines():
+        for number in range(100):
+            taken.append(number)
+            yield line(number % 2, samples=1 << 10, flags=(flag,) if flag else ())
+
+    head = header(matrix=(1 << 10, 4, 1))
+    with pytest.raises(MemoryError, match=r"property memory_limit of FrameAssembly allows, 0.0005 GiB; one image has"):
+        frames(lines(), head, memory_limit=0.0005)
+    each = 1024 * (2 * 8 + 2 * 4 + 4)
+    assert (len(taken) - 1) * each < 0.0005 * (1 << 30) < len(taken) * 1.1 * each
+
+
+def test_what_has_become_images_counts_no_more():
+    with_calibration = [
+        item
+        for repetition in range(40)
+        for item in scan(
+            *((step, {"repetition": repetition}, CALIBRATION) for step in range(4)),
+            *((step, {"repetition": repetition}) for step in range(4)),
+        )
+    ]
+    assert len(frames(with_calibration, memory_limit=30 * 3000 / (1 << 30))) == 40
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_samples_that_are_not_finite_are_refused(value):
     with pytest.raises(ValueError, match="not finite"):
