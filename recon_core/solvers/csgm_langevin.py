@@ -10,12 +10,14 @@ from torch import Tensor
 from recon_core.priors.prior import Prior
 from recon_core.solvers.linear_problem import LinearProblem, complex_normal
 from recon_core.solvers.run import Estimate, Run
+from recon_core.solvers.stopped import without_noise
 
 _LEVELS = 2311
 _HIGHEST, _LOWEST = 232.0, 0.0066
 _FIRST, _LAST_EARLY = 1156, 1800
 _STEPS_EARLY = 3
 _STEP = 5e-5
+_LAST_ITERATIONS = 10
 _OWN_NOISE = 1.57  # of the images at rest, over sigma: 1 + eta / (2 sigma^2)
 
 
@@ -34,7 +36,8 @@ def csgm_langevin(
     `steps_per_level` times from then on. A visit moves by `eta (s - g) + sqrt(2 eta) z` with `eta = 5e-5 (sigma /
     0.0066)^2`, where g is the gradient of the data `A^H (A x - y)` with `data_weight` times the norm of the score s.
     That is no likelihood: the noise of the data is not asked for, and the samples are not those of a posterior. The
-    start is uniform noise, the end the last noisy image; that of a run that is stopped before is denoised.
+    start is uniform noise, the end the last noisy image; that of a run that is stopped before is denoised, brought to
+    the data, and denoised of the noise that they leave.
 
     With `eta = 1.148 sigma^2` the images are noisier than sigma: 1.57 times where the prior alone decides, about four
     times with the data. The released network is not told the level and finds noise of any strength: its score is that
@@ -62,7 +65,7 @@ def csgm_langevin(
     for done, level in enumerate(levels):
         known = found.clamp(min(_OWN_NOISE * level, prior.convention.highest), prior.convention.highest)[..., 0, 0]
         if not run.go_on(done, len(levels)):
-            return Estimate.of(prior.denoise(image, known), done, len(levels))
+            return Estimate.of(_finished(problem, prior, image, known), done, len(levels))
         noise, towards_data = image - prior.denoise(image, known), -problem.gradient(image)
         found = _norm(noise)
         drift = (data_weight * _unit(towards_data) - _unit(noise)) / level
@@ -70,6 +73,12 @@ def csgm_langevin(
         fresh = math.sqrt(2) * complex_normal(image.shape, image, run.generator)
         image = image + step * drift + math.sqrt(2 * step) * fresh
     return Estimate.of(image, len(levels), len(levels))
+
+
+def _finished(problem: LinearProblem, prior: Prior, image: Tensor, known: Tensor) -> Tensor:
+    """What to make of noisy images of a chain that was stopped, given their noise `[sample, slice...]`."""
+    denoised, level = prior.denoise(image, known), float(known.max())
+    return without_noise(problem, prior, problem.tempered(denoised, level, denoised, _LAST_ITERATIONS), level)
 
 
 def _visits(prior: Prior, steps_per_level: int, stride: int) -> list[float]:
