@@ -48,12 +48,14 @@ class SessionStatus:
         progress: what its worker told last.
         recorded_bytes: of what its client sent.
         recording_failed: whether its recording had to stop.
+        backlog_bytes: of what its client sent, that its worker has not taken yet.
     """
 
     number: int
     progress: Progress = field(default_factory=Progress)
     recorded_bytes: int = 0
     recording_failed: bool = False
+    backlog_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +110,7 @@ class ServerStatus:
         places: sessions at a time.
         sessions: that run.
         totals: of the sessions that have ended.
+        waiting_for_turn: sessions that do not compute, since others have their turn.
         recordings_free_bytes: room on the disk of the recordings; None where nothing is recorded.
     """
 
@@ -118,6 +121,7 @@ class ServerStatus:
     places: int
     sessions: Sequence[SessionStatus] = ()
     totals: Totals = field(default_factory=Totals)
+    waiting_for_turn: int = 0
     recordings_free_bytes: int | None = None
 
 
@@ -243,7 +247,15 @@ def _gauges(status: ServerStatus) -> Iterator[Metric]:
         "draining": ("Whether the server ends with its sessions.", status.draining),
         "session_places": ("Sessions at a time.", status.places),
         "sessions_active": ("Sessions that run.", len(status.sessions)),
-        "buffer_bytes": ("Sample data that wait for gadgets.", sum(p.buffered_bytes for p in told)),
+        "sessions_waiting_for_turn": ("Sessions that wait for their turn at the device.", status.waiting_for_turn),
+        "backlog_bytes": (
+            "Of what clients sent, waiting in the recordings for their sessions.",
+            sum(session.backlog_bytes for session in status.sessions),
+        ),
+        "buffer_bytes": (
+            "Sample data that wait for gadgets in the processes of sessions.",
+            sum(p.buffered_bytes for p in told),
+        ),
         "memory_bytes": ("Held by the processes of running sessions.", sum(p.memory_bytes for p in told)),
     }
     if status.recordings_free_bytes is not None:

@@ -79,9 +79,14 @@ class Intake:
         self._unrecorded += bytes(data[max(passed, recorded) :])
 
     @property
+    def backlog(self) -> int:
+        """Bytes that the worker has not got, and still takes."""
+        return self._unread + len(self._unrecorded) if self._worker_listens else 0
+
+    @property
     def _waiting(self) -> bool:
         """Whether there is something that the worker has not got."""
-        return self._worker_listens and bool(self._unread or self._unrecorded)
+        return bool(self.backlog)
 
     @property
     def _unread(self) -> int:

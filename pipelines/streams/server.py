@@ -105,6 +105,7 @@ class Server(socketserver.ThreadingTCPServer):
             places=self.limits.sessions,
             sessions=sessions,
             totals=totals,
+            waiting_for_turn=self.turns.waiting,
             recordings_free_bytes=None if self.recordings is None else _free_bytes(self.recordings.folder),
         )
 

@@ -70,6 +70,7 @@ class ServerSession:
         self._limits = limits
         self._turns = turns
         self._worker: Worker | None = None
+        self._intake: Intake | None = None
         self._client = Connection(sock, limits.patience_s)
         self._heard = time.monotonic()
         self._answered_at: float | None = None
@@ -139,6 +140,7 @@ class ServerSession:
             progress=self.progress,
             recorded_bytes=0 if self.journal is None else self.journal.size,
             recording_failed=self.recording_failed,
+            backlog_bytes=0 if self._intake is None else self._intake.backlog,
         )
 
     def dismiss(self, reason: str) -> None:
@@ -188,7 +190,8 @@ class ServerSession:
     def _listen(self, inner: socket.socket | None) -> None:
         """Records what the client sends, and passes it on."""
         try:
-            self._take_in(Intake(self._sock, inner, self.journal, self._lose_recording_aside))
+            self._intake = Intake(self._sock, inner, self.journal, self._lose_recording_aside)
+            self._take_in(self._intake)
         except OSError as error:
             log.info("the client is gone: %s", error.strerror or error)
         except FileError as error:

@@ -20,6 +20,11 @@ class Turns:
         self._line: deque[tuple[object, Callable[[], object]]] = deque()
         self._lock = threading.Lock()
 
+    @property
+    def waiting(self) -> int:
+        """Sessions in the line."""
+        return len(self._line)
+
     def ask(self, who: object, grant: Callable[[], object]) -> None:
         """Calls `grant` when it is the turn of `who`: at once, or from the thread that gives its own back."""
         with self._lock:

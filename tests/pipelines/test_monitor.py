@@ -1,9 +1,11 @@
 """What the monitor answers, as Prometheus and a container's health check read it."""
 
 import logging
+import re
 import urllib.error
 import urllib.request
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -26,11 +28,13 @@ FIRST = SessionStatus(
         memory_bytes=1 << 30,
     ),
     recorded_bytes=5000,
+    backlog_bytes=3000,
 )
 SECOND = SessionStatus(
     number=2,
     progress=Progress(acquisitions=1, gadgets={"CgSense": (1.0, 1)}, at=("CgSense", "a", 60.0), memory_bytes=1 << 20),
     recorded_bytes=70,
+    backlog_bytes=60,
     recording_failed=True,
 )
 
@@ -70,7 +74,8 @@ def metrics(text):
 
 def test_metrics_of_running_sessions_add_up_to_those_that_have_ended(monitor):
     totals = Totals().including(FIRST).ended(Outcome.DONE).including(SECOND).ended(Outcome.DIED)
-    get = monitor(lambda: replace(IDLE, sessions=[FIRST, SECOND], totals=totals, recordings_free_bytes=10**9))
+    status = replace(IDLE, sessions=[FIRST, SECOND], totals=totals, waiting_for_turn=3, recordings_free_bytes=10**9)
+    get = monitor(lambda: status)
     status, text = get("/metrics")
     assert status == 200
     got = metrics(text)
@@ -86,6 +91,8 @@ def test_metrics_of_running_sessions_add_up_to_those_that_have_ended(monitor):
         "spinstream_recorded_bytes_total": 10140,
         "spinstream_recording_failures_total": 2,
         "spinstream_recordings_free_bytes": 1e9,
+        "spinstream_backlog_bytes": 3060,
+        "spinstream_sessions_waiting_for_turn": 3,
         "spinstream_buffer_bytes": 4096,
         "spinstream_memory_bytes": (1 << 30) + (1 << 20),
     }
@@ -163,3 +170,10 @@ def test_a_port_in_use_is_named():
             Monitor("127.0.0.1", port, lambda: IDLE)
     with Monitor("127.0.0.1", port, lambda: IDLE) as again:
         assert again.address[1] == port
+
+
+def test_the_operators_page_lists_every_metric(monitor):
+    _, text = monitor(lambda: replace(IDLE, sessions=[FIRST], recordings_free_bytes=1))("/metrics")
+    page = (Path(__file__).parents[2] / "docs" / "service.md").read_text()
+    documented = set(re.findall(r"^\| `(spinstream_\w+)", page, re.MULTILINE))
+    assert documented == {re.sub("_(count|sum)$", "", name[0]) for name in metrics(text) if name[0].startswith("spin")}

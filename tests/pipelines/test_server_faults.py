@@ -22,6 +22,7 @@ from pipelines.wire import ERROR, NOTE, Close, ConfigFile, ConfigText, Connectio
 
 from mrd_items import HEADER_XML, acquisition, configuration
 from raw_client import converse, texts
+from recorded import recorded
 
 COUNT = ConfigText(configuration("Count"))
 HEADER = HeaderText(HEADER_XML)
@@ -91,6 +92,31 @@ def test_a_recording_replays_to_the_images_of_the_session(start_server, recordin
     with open_raw(finished(recordings).path) as raw:
         again = converse(start_server(), raw.config, HeaderText(raw.header_xml), *raw.items())
     assert [m.data.max() for m in again if isinstance(m, ismrmrd.Image)] == [m.data.max() for m in images] != []
+
+
+def test_what_waits_in_a_recording_is_shown(site, recordings):
+    """The queue of a session that is behind is its journal, of which the session itself holds little."""
+    items = [acquisition(number, samples=1 << 15) for number in range(16)]
+    sent = len(recorded(*items))
+    server = Server("127.0.0.1", 0, site, Limits(buffer_bytes=1 << 20, work_s=60.0), recordings)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    with socket.create_connection(server.server_address[:2]) as sock, Connection(sock, 20.0) as connection:
+        for message in (ConfigText(configuration("Hang")), HEADER, *items):
+            connection.send(message)
+        assert becomes(lambda: server.status().sessions[0].recorded_bytes > sent)
+        assert becomes(lambda: sent > server.status().sessions[0].backlog_bytes > sent // 2)
+        server.shutdown()
+        assert server.dismiss(5.0)
+    server.server_close()
+    thread.join()
+
+
+def becomes(condition, seconds: float = 10.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
 
 
 def test_a_recording_that_cannot_begin_is_told_and_the_images_come(start_server, tmp_path):
