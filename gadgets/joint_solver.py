@@ -26,6 +26,9 @@ class JointSolver(PriorSolver):
     not: that of lines for parallel calibration where there are any, else that of the image. What is fitted are the
     samples of the image alone; where these have no dense centre, better maps to begin with are lost again in many
     steps. The maps leave as the series `coil_maps`, one image for each coil, and later gadgets get them.
+
+    The deviation is far too small: the 90 % interval covered 17 to 37 % of the truth in trials. It tells where samples
+    differ, not how far the truth is off.
     """
 
     needs = frozenset({FRAMES, WHITENED})

@@ -62,8 +62,8 @@ class Solver(Gadget[Frame]):
     )
     slices_per_batch = integer(
         0,
-        f"slices that are solved at once; 0 means one on the CPU and up to {SLICES_ON_A_GPU} on a GPU; on a cluster "
-        "always one",
+        "slices that are solved at once: a batch waits until so many alike, or one that is not, have come, so that 1 "
+        f"lets images leave soonest; 0 means one on the CPU and {SLICES_ON_A_GPU} on a GPU; on a cluster always one",
         low=0,
         high=256,
     )
