@@ -22,6 +22,7 @@ from pipelines.logs import in_session
 from pipelines.monitor import ServerStatus, Totals
 from pipelines.recordings import Recordings
 from pipelines.session import Site
+from pipelines.streams.cluster_watch import ClusterWatch
 from pipelines.streams.finisher import Finisher
 from pipelines.streams.limits import LAST_WORDS_SECONDS, Limits
 from pipelines.streams.progress import Outcome
@@ -74,6 +75,8 @@ class Server(socketserver.ThreadingTCPServer):
         border: Border = lambda sock: sock,
         set_up: Callable[[], object] = object,
     ) -> None:
+        site = site or Site()
+        self.cluster = None if site.cluster is None else ClusterWatch(site.cluster)
         self.limits = limits or Limits()
         self.recordings = recordings
         self.finisher = Finisher(recordings) if recordings is not None else None
@@ -85,12 +88,13 @@ class Server(socketserver.ThreadingTCPServer):
         self.draining = False
         self._counting = threading.Lock()
         self._accepting = time.monotonic()
-        site = site or Site()
         self.workers = Workers(Setting(site=site, limits=self.limits, set_up=set_up))
         self.turns = Turns(self.limits.turns or (1 if _uses_cuda(site) else None))
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Handler)
         self.workers.warm_up()
+        if self.cluster is not None and (problem := self.cluster.problem()):
+            log.warning("%s; until one does, sessions end with that reason", problem)
 
     def status(self) -> ServerStatus:
         """How it is, for a monitor."""
@@ -151,7 +155,7 @@ class Server(socketserver.ThreadingTCPServer):
             return f"all {self.limits.sessions} sessions of this server are in use"
         if self.recordings is not None and not os.access(self.recordings.folder, os.W_OK | os.X_OK):
             return "the folder of the recordings cannot be written"
-        return ""
+        return "" if self.cluster is None else self.cluster.problem()
 
     def drain(self, seconds: float, hurry: threading.Event | None = None) -> bool:
         """Takes no more clients, and waits for the running sessions; call `shutdown` before.
