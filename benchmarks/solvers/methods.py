@@ -16,7 +16,7 @@ from benchmarks.solvers.metered import metered
 from benchmarks.solvers.problems import UNIT, Scan
 from recon_core.density import pipe_menon
 from recon_core.metrics import nrmse, psnr, ssim
-from recon_core.priors.prior import Prior
+from recon_core.priors.prior import NotFiniteError, Prior
 from recon_core.solvers.cg_sense import cg_sense
 from recon_core.solvers.csgm_langevin import csgm_langevin
 from recon_core.solvers.decomposed_diffusion import decomposed_diffusion
@@ -91,7 +91,10 @@ def scored(method: Method, scan: Scan, prior: Prior, samples: int, seed: int) ->
     _ = scan.model.encoding.kernels
     counting, meter = metered(prior)
     began = time.perf_counter()
-    image = reconstructed(method, scan, counting, Run(torch.Generator().manual_seed(seed), samples))
+    try:
+        image = reconstructed(method, scan, counting, Run(torch.Generator().manual_seed(seed), samples))
+    except NotFiniteError:
+        image = torch.full_like(scan.truth, math.nan)
     seconds = time.perf_counter() - began
     truth = scan.truth
     if not bool(torch.isfinite(image.abs()).all()):

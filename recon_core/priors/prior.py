@@ -54,6 +54,10 @@ class Convention:
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 
+class NotFiniteError(ValueError):
+    """An image that a prior cannot judge: a method diverged, or its data were not finite."""
+
+
 class Prior:
     """What images look like, told as the denoiser of white Gaussian noise at any level.
 
@@ -91,11 +95,15 @@ class Prior:
             Complex, as the image.
 
         Raises:
+            NotFiniteError: the image is not finite.
             ValueError: the image is not complex or has no pixels, is on another device than the network, a level is
                 outside of what the prior learnt, or the denoiser returns another shape than it was given.
         """
         if not image.is_complex() or image.ndim < 2 or not image.numel():
             raise ValueError(f"expected a complex image [..., y, x], got {image.dtype} {list(image.shape)}")
+        # A sum is finite only if all of it is, and several times quicker than a look at each pixel.
+        if not bool(torch.isfinite(image.sum())) and (broken := int((~torch.isfinite(image)).sum())):
+            raise NotFiniteError(f"expected a finite image, got {broken} of {image.numel()} pixels that are not")
         levels = self._levels(sigma, image)
         images = image.flatten(0, -3) if image.ndim > 2 else image[None]
         channels = torch.view_as_real(images.resolve_conj()).movedim(-1, -3)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from recon_core.priors.prior import Convention, Prior
+from recon_core.priors.prior import Convention, NotFiniteError, Prior
 
 from analytic import complex_noise
 
@@ -164,6 +164,19 @@ def test_a_module_without_weights_computes_in_the_images_precision():
 def test_images_that_are_none_are_refused(image, message):
     with pytest.raises(ValueError, match=message):
         prior().denoise(image, 0.1)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, complex(0, -math.inf)])
+def test_images_that_are_not_finite_are_refused(value):
+    image = complex_noise(2, 4, 5)
+    image[1, 2, 3] = value
+    with pytest.raises(NotFiniteError, match="expected a finite image, got 1 of 40 pixels that are not"):
+        prior().denoise(image, 0.1)
+
+
+def test_images_whose_sum_is_beyond_their_precision_are_taken():
+    image = torch.full((4, 5), 2e38, dtype=torch.complex64)
+    assert torch.isfinite(prior(lambda channels, sigma: channels).denoise(image, 0.1)).all()
 
 
 def test_a_denoiser_that_returns_another_shape_is_named():
