@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from importlib.metadata import version
+from ipaddress import ip_address
 from typing import Any
 
 import click
@@ -91,9 +93,27 @@ def serve(**options: Any) -> None:
     monitor = options["monitor"]
     with server, Monitor(*address(monitor, "--monitor"), server.status) if monitor else nullcontext():
         hurry = _stop_on_signals(server)
+        _announce(server, options)
         click.echo("listening on {}:{}".format(*server.server_address[:2]))
         server.serve_forever()
         _end(server, options["drain"], hurry)
+    log.info("the server has stopped")
+
+
+def _announce(server: Server, options: dict[str, Any]) -> None:
+    host, port = server.server_address[:2]
+    tls = "with TLS and certificates of clients" if options["tls_clients"] else "with TLS"
+    tls = tls if options["tls_cert"] else "without TLS"
+    folder = options["record"]
+    recording = "recording nothing" if folder is None else f"recording to {folder}"
+    log.info("spinstream %s serves on %s:%d %s, %s", version("spinstream"), host, port, tls, recording)
+    if not options["tls_cert"] and not ip_address(str(host)).is_loopback:
+        log.warning(
+            "--host %s without TLS: whoever reaches port %d from the network may send data, and can read what others "
+            "send; --tls-cert, --tls-key and --tls-clients prevent both",
+            options["host"],
+            port,
+        )
 
 
 def _site(options: dict[str, Any]) -> Site:
@@ -164,6 +184,7 @@ def _stop_on_signals(server: Server) -> threading.Event:
 
 
 def _end(server: Server, drain: float, hurry: threading.Event) -> None:
+    log.info("the server is being stopped")
     if server.sessions:
         log.info("%d sessions run still; waiting %g s for them", len(server.sessions), drain)
     if not server.drain(drain, hurry) and not server.dismiss(GRACE_SECONDS):

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import select
 import socket
 import ssl
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pipelines.errors import FileError, WireError
 from pipelines.wire import ERROR, Close, Connection, Text
+
+log = logging.getLogger("spinstream")
 
 HANDSHAKE_SECONDS = 10.0
 LINGER_SECONDS = 10.0
@@ -100,6 +104,8 @@ def wrapped(
     except BaseException:
         sock.close()
         raise
+    if tls.server_side and (shown := tls.getpeercert()):
+        log.info("the client shows the certificate of %s", _subject(shown))
     ours, theirs = socket.socketpair()
     net = socket.socket(fileno=sock.detach())  # nobody else shall close it under the thread
     tunnel = _Tunnel(net, theirs, tls, incoming, outgoing)
@@ -367,6 +373,11 @@ def _tell_why(sock: socket.socket, tls: ssl.SSLObject, error: ssl.SSLError, outg
         else:
             sock.sendall(outgoing.read())
         connection.drain(1.0)
+
+
+def _subject(certificate: Mapping[str, Any]) -> str:
+    """Whose certificate it is, such as "organizationName=Example, commonName=scanner 1"."""
+    return ", ".join(f"{name}={value}" for part in certificate.get("subject", ()) for name, value in part)
 
 
 def _reason(error: ssl.SSLError, tls: ssl.SSLObject) -> str:

@@ -1,4 +1,6 @@
+import re
 import shutil
+import threading
 from contextlib import closing
 from importlib.metadata import EntryPoint, entry_points
 
@@ -6,8 +8,10 @@ import pytest
 from click.testing import CliRunner
 
 from pipelines.cli import main
+from pipelines.commands import serve
 from pipelines.definition import DEFINITIONS, available_definitions
 from pipelines.registry import GROUP, installed_gadgets
+from pipelines.streams.server import Server
 
 from mrd_items import HEADER_XML, acquisition, configuration
 
@@ -208,3 +212,14 @@ def test_serve_names_a_folder_for_recordings_that_it_cannot_make(tmp_path):
     folder = tmp_path / "file" / "recordings"
     status, output = run("serve", "--port", 0, "--record", folder)
     assert (status, output) == (1, f"Error: --record {folder}: cannot be made: Not a directory\n")
+
+
+@pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("0.0.0.0", True)])
+def test_serve_says_what_it_does_and_warns_of_the_network(monkeypatch, tmp_path, host, warned):
+    monkeypatch.setattr(serve, "_stop_on_signals", lambda server: threading.Event())
+    monkeypatch.setattr(Server, "serve_forever", lambda server: None)
+    status, output = run("serve", "--host", host, "--port", 0, "--record", tmp_path, "--drain", 0)
+    assert status == 0, output
+    serves = rf"INFO spinstream \S+ serves on {host}:\d+ without TLS, recording to {tmp_path}\n"
+    assert re.search(f"(?s){serves}.*INFO the server is being stopped\n.*INFO the server has stopped\n", output)
+    assert (f"WARNING --host {host} without TLS: whoever reaches port" in output) == warned

@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import logging
+import re
 import socket
 import ssl
 import struct
@@ -40,7 +42,9 @@ class Files:
         authority.cert_pem.write_to_path(self.ca)
         stranger.cert_pem.write_to_path(self.strange_ca)
         self.server = self._identity(folder, "server", authority.issue_cert("127.0.0.1"))
-        self.client = self._identity(folder, "client", authority.issue_cert("scanner@example.org"))
+        self.client = self._identity(
+            folder, "client", authority.issue_cert("scanner@example.org", common_name="scanner 1")
+        )
         self.strange = self._identity(folder, "strange", stranger.issue_cert("127.0.0.1"))
         self.elsewhere = self._identity(folder, "elsewhere", authority.issue_cert("elsewhere.example.org"))
 
@@ -274,12 +278,14 @@ def run(address, tls, items=3, gadget="ToImage"):
     return got, notes
 
 
-def test_a_session_with_certificates_on_both_sides(files, serve):
+def test_a_session_with_certificates_on_both_sides(files, serve, caplog):
+    caplog.set_level(logging.INFO, "spinstream")
     at = serve(server_context(*files.server, clients_ca=files.ca))
     tls = client_context(files.ca, *files.client)
     got, notes = run(at, tls)
     assert [item.image_index for item in got] == [1, 2, 3]
     assert notes[-1].startswith("times: ToImage ")
+    assert re.search(r"the client shows the certificate of .*\bcommonName=scanner 1$", caplog.text, re.MULTILINE)
     with pytest.raises(RemoteError, match="^Fail failed on acquisition 2 .*: the coil is on fire$"):
         run(at, tls, items=5, gadget="Fail")
 
