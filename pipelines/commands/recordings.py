@@ -21,8 +21,9 @@ GIB = 1 << 30
 def recordings_command(folder: Path, finish: bool, prune_days: float | None, prune_gib: float | None) -> None:
     """List what `spinstream serve --record FOLDER` has recorded; times are UTC."""
     recordings = Recordings(folder, prune_days, None if prune_gib is None else int(prune_gib * GIB))
+    removed = recordings.prune()  # before, since what is finished needs room, and after, since it takes some
     left = recordings.recover() if finish else []
-    for path in recordings.prune():
+    for path in [*removed, *recordings.prune()]:
         click.echo(f"{path.name} removed")
     for entry in recordings.entries():
         click.echo(_line(entry))

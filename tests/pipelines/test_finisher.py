@@ -9,8 +9,10 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from pipelines import recordings as recordings_module
+from pipelines.cli import main
 from pipelines.errors import FileError
 from pipelines.recordings import Recordings
 from pipelines.streams import file_writer
@@ -102,6 +104,15 @@ def test_room_is_made_for_the_size_of_the_recording_that_comes(tmp_path, full):
     with closing(Finisher(recordings)):
         assert becomes(path.with_suffix(".h5").exists)
         assert not full[0].exists()
+
+
+def test_the_command_makes_room_before_it_finishes(recordings, full):
+    full.append(old(recordings))
+    path = journal(recordings)
+    done = CliRunner().invoke(main, ["recordings", str(recordings.folder), "--finish", "--prune-days", "30"])
+    assert done.exit_code == 0, done.output
+    assert f"{full[0].name} removed\n" in done.output
+    assert path.with_suffix(".h5").exists()
 
 
 def test_each_hour_what_has_grown_old_is_removed_and_what_failed_is_tried_again(
