@@ -19,6 +19,7 @@ _BETAS = (1e-4, 0.02)
 _FIRST_ITERATIONS = 10
 _FIRST_LEVEL = 1.0
 _LAST_ITERATIONS = 5
+_RISE, _LEAST_HIGHEST = 0.003, 0.15  # of the first noise level
 
 Spacing = Literal["level", "time"]
 
@@ -31,7 +32,7 @@ def red_diff(
     steps: int = 100,
     weight: float = 4.0,
     rate: float = 0.1,
-    highest: float = 1.0,
+    highest: float | None = None,
     ending: float = 0.25,
     spacing: Spacing = "level",
 ) -> Estimate:
@@ -64,14 +65,18 @@ def red_diff(
         steps: of Adam.
         weight: of the prior.
         rate: of learning, at first.
-        highest: noise level to begin with, of the unit image.
+        highest: noise level to begin with, of the unit image, but not below the least `s_y` of all slices; by default
+            0.003 for each step, from 0.15 to 1. In trials on heads few steps were too few for what lies above, and many
+            were lost on lower levels only: 100 steps gained 0.6 dB by 0.3 instead of 1, 300 lost 0.4 dB.
         ending: noise level to end with, relative to `s_y`, the least of all slices.
         spacing: what is spread evenly, the logarithm of the "level", or the "time" as in the paper.
 
     Raises:
         ValueError: the levels do not fall, or an unknown spacing.
     """
-    levels = variance_preserving_levels(prior, highest, ending * float(problem.noise_level.min()), steps, spacing)
+    highest = min(max(_RISE * steps, _LEAST_HIGHEST), 1.0) if highest is None else highest
+    own = float(problem.noise_level.min())
+    levels = variance_preserving_levels(prior, max(highest, own), ending * own, steps, spacing)
     pull = weight / problem.noise_level**2
     nothing = torch.zeros_like(problem.adjoint)
     start = problem.tempered(nothing, _FIRST_LEVEL, None, _FIRST_ITERATIONS)

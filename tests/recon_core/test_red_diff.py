@@ -76,6 +76,21 @@ def test_asks_the_prior_for_falling_levels_that_it_knows(spacing):
     assert asked[10] < middle < asked[9]
 
 
+@pytest.mark.parametrize(
+    ("steps", "unit", "first"), [(20, 8.0, 0.15), (100, 8.0, 0.3), (400, 8.0, 1.0), (20, 1.0, None)]
+)
+def test_more_steps_begin_at_higher_levels_and_none_below_the_noise_of_the_data(steps, unit, first):
+    asked = []
+
+    def denoiser(channels, sigma):
+        asked.append(float(sigma[0]))
+        return channels
+
+    problem = scan(PRIOR.draw(3), unit).problem
+    red_diff(problem, prior_of(denoiser), run(go_on=lambda done, planned: done < 1), steps=steps)
+    assert asked[0] == pytest.approx(first or float(problem.noise_level))
+
+
 def test_samples_are_runs_of_their_own_and_the_same_seed_gives_the_same_image():
     first, again, other = (red_diff(SCAN.problem, prior_of(PRIOR), run(3, seed), steps=20) for seed in (0, 0, 1))
     assert torch.equal(first.image, again.image)
