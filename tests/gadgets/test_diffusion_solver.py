@@ -155,7 +155,7 @@ def test_the_best_image_so_far_leaves_when_the_time_is_over(prior):
     prior.seconds = 0.02
     image, *_, frame = solved(scanned(), steps=10000, time_budget=0.1)
     assert prior.asked < 20
-    assert f"{prior.asked} of 10000 steps" in frame.history[0]
+    assert f"{prior.asked - 1} of 10000 steps" in frame.history[0]  # and once more, to take the noise off
     assert "when the time budget was spent" in frame.history[0]
     assert error(image.data, 20 * head()) < 0.15
 
