@@ -18,7 +18,7 @@ from itertools import count
 from pathlib import Path
 
 from pipelines.errors import FileError
-from pipelines.streams.file import RawFile
+from pipelines.streams.file_apart import Description, Reader
 from pipelines.streams.file_writer import RawFileWriter
 from pipelines.streams.journal import Journal, JournalFile, NothingRecorded, sync_folder
 from pipelines.wire import ConfigFile, ConfigText
@@ -159,9 +159,10 @@ class Recordings:
     def entries(self) -> list[Entry]:
         """All recordings, oldest first."""
         entries = []
-        for path in self._paths(JOURNAL, FINISHED):
-            with contextlib.suppress(FileNotFoundError):  # finished or removed meanwhile
-                entries.append(_entry(path))
+        with Reader() as reader:
+            for path in self._paths(JOURNAL, FINISHED):
+                with contextlib.suppress(FileNotFoundError):  # finished or removed meanwhile
+                    entries.append(_entry(path, reader))
         return entries
 
     def _paths(self, *suffixes: str) -> list[Path]:
@@ -246,15 +247,21 @@ def _when(path: Path) -> datetime:
     return datetime.strptime(path.name[:TIME_LENGTH], TIME).replace(tzinfo=timezone.utc)
 
 
-def _entry(path: Path) -> Entry:
+def _entry(path: Path, reader: Reader) -> Entry:
     state = "finished" if path.suffix == FINISHED else "recording" if _is_written(path) else "journal"
     entry = Entry(path=path, when=_when(path), bytes=path.stat().st_size, state=state)
     try:
-        with JournalFile(path) if path.suffix == JOURNAL else RawFile(path) as raw:
-            config = raw.config.name if isinstance(raw.config, ConfigFile) else "as text" if raw.config else ""
-            return replace(entry, acquisitions=raw.acquisitions, pipeline=config, problem=raw.dropped)
+        if path.suffix == FINISHED:
+            return _described(entry, reader.describe(path))
+        with JournalFile(path) as journal:
+            return _described(entry, journal)
     except FileError as error:
         return replace(entry, problem=str(error).removeprefix(f"{path}: "))
+
+
+def _described(entry: Entry, raw: Description | JournalFile) -> Entry:
+    config = raw.config.name if isinstance(raw.config, ConfigFile) else "as text" if raw.config else ""
+    return replace(entry, acquisitions=raw.acquisitions, pipeline=config, problem=raw.dropped)
 
 
 def main(folder: str, journal: str) -> int:

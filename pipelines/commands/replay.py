@@ -18,7 +18,7 @@ from pipelines.replay import Progress, Replay, replay_here, replay_to
 from pipelines.replay_folder import raw_files, replay_files, table
 from pipelines.session import Site
 from pipelines.sinks import Sinks, open_sinks
-from pipelines.streams.file import open_raw
+from pipelines.streams.file_apart import open_raw_apart
 from pipelines.streams.tls import client_context
 
 PATH = click.Path(path_type=Path)
@@ -99,7 +99,7 @@ def replay(
             realtime=realtime,
             tick_ms=tick_ms,
         )
-        with open_raw(path, group) as file, outputs.opened(read_header(file.header_xml)) as sinks:
+        with open_raw_apart(path, group) as file, outputs.opened(read_header(file.header_xml)) as sinks:
             try:
                 if server:
                     replay_to(server, job, file, sinks.write, note, show, patience, tls)

@@ -7,7 +7,7 @@ import heapq
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TypeAlias
+from typing import Any, Protocol
 
 import h5py
 import ismrmrd
@@ -154,10 +154,21 @@ class RawFile:
         return ismrmrd.Waveform(head, data)
 
 
-Raw: TypeAlias = RawFile | JournalFile
+class Raw(Protocol):
+    """Raw data of one measurement, whatever they are read from; see `RawFile`."""
+
+    path: Path
+    header_xml: str
+    acquisitions: int
+    config: ConfigFile | ConfigText | None
+    parameters: str | None
+    dropped: str | None
+
+    def items(self) -> Iterator[Any]:
+        """Acquisitions and waveforms, of a journal images too, in the order of the measurement."""
 
 
-def open_raw(path: Path, group: str = "dataset") -> Raw:
+def open_raw(path: Path, group: str = "dataset") -> RawFile | JournalFile:
     """The raw data of an ISMRMRD .h5 file or of a journal; what is in the file decides.
 
     Args:
@@ -167,16 +178,25 @@ def open_raw(path: Path, group: str = "dataset") -> Raw:
     Raises:
         FileError: it is neither, or holds no raw data.
     """
+    return JournalFile(path) if is_journal(path, group) else RawFile(path, group)
+
+
+def is_journal(path: Path, group: str = "dataset") -> bool:
+    """Whether a file is rather a journal than an .h5 file.
+
+    Raises:
+        FileError: it cannot be read, or is a journal, and a group is asked for.
+    """
     try:
         with path.open("rb") as file:
             number = int.from_bytes(file.read(2), "little")
     except OSError as error:
         raise FileError(f"{path}: cannot be read: {error.strerror or error}") from error
     if number not in [*MessageId] or h5py.is_hdf5(path):
-        return RawFile(path, group)
+        return False
     if group != "dataset":
         raise FileError(f"{path}: is a journal, which has no groups, so no {group!r} either")
-    return JournalFile(path)
+    return True
 
 
 @contextlib.contextmanager
