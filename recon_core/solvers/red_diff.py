@@ -67,9 +67,10 @@ def red_diff(
         rate: of learning, at first.
         highest: noise level to begin with, of the unit image, but not below the least `s_y` of all slices; by default
             0.003 for each step, from 0.15 to 1. In trials on heads few steps were too few for what lies above: 100 of
-            them gained 0.6 dB by 0.3 instead of 1. Many were worse on low levels alone: 300 lost 0.5 dB by 0.3, and
-            were far off on spirals by 0.15 (benchmarks/RESULTS.md).
-        ending: noise level to end with, relative to `s_y`, the least of all slices.
+            them gained 0.6 dB by 0.3 instead of 1, and 300 lost 0.5 dB.
+        ending: noise level to end with, relative to `s_y`, the least of all slices. With many more than 300 steps take
+            0.5: so many at lower levels, of a prior that is not trained well there, let bright spots grow
+            (benchmarks/RESULTS.md).
         spacing: what is spread evenly, the logarithm of the "level", or the "time" as in the paper.
 
     Raises:
