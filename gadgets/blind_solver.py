@@ -8,12 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from gadgets.coil_maps import CoilMaps
 from gadgets.frame import Frame, Samples, SeriesImage
 from gadgets.gadget import Session
-from gadgets.imaging_model import encoding_of, encoding_with_field, moment_of_the_centre
+from gadgets.imaging_model import encoding_of, encoding_with_field, model_of, moment_of_the_centre
 from gadgets.prior_solver import PriorSolver, prior_property
-from gadgets.property import choice, integer, real
+from gadgets.property import choice, flag, integer, real
+from recon_core.coil_errors import CoilErrors
 from recon_core.field_basis import FieldBasis, polynomial_basis, smooth_basis
 from recon_core.halved_grid import HalvedGrid
 from recon_core.object_mask import dilated, object_mask
@@ -22,6 +22,8 @@ from recon_core.solvers.blind_gauss_newton import Stage, alone, blind_gauss_newt
 from recon_core.solvers.blind_problem import BlindEstimate, BlindProblem
 from recon_core.solvers.blind_red_diff import blind_red_diff
 from recon_core.solvers.conjugate_gradient import conjugate_gradient
+from recon_core.solvers.decomposed_diffusion import decomposed_diffusion
+from recon_core.solvers.held_out import held_out_misfit
 from recon_core.solvers.linear_problem import LinearProblem
 from recon_core.solvers.run import Estimate, Run
 
@@ -35,7 +37,13 @@ MARGIN_MM = 4.0
 """By which the field is looked for beyond the outline."""
 
 AT_THE_LIMIT = 0.002
-"""Part of the object whose field may be at the limit without a word."""
+"""Part of the signal whose field may be at the limit without a word."""
+
+BEYOND_THE_LIMIT = 0.1
+"""Part of the signal whose field may be at the limit for the rest to be believed."""
+
+HELD_OUT_EVERY = 8
+"""Of the interleaves, how many are one that is held out to judge by."""
 
 
 class BlindSolver(PriorSolver):
@@ -47,8 +55,13 @@ class BlindSolver(PriorSolver):
     `field_deviation`, after the image, and later gadgets get it. Where the data have no use for a field, it is as the
     basis makes it likely.
 
-    Coil maps that earlier gadgets made of the same spiral hold the blur of its centre; `recalibrations` makes them anew
-    with the field so far, as CoilMaps does by default, and later gadgets get them.
+    Coil maps that earlier gadgets made of the same spiral hold the blur of its centre, and maps of few calibration
+    lines their noise; `refine_coil_maps` lets them move with image and field. They leave as the series `coil_maps`, and
+    later gadgets get them.
+
+    Afterwards an interleaf is left out and foretold, with the field found and without: if the field does not help, or
+    is at its limit where much of the signal is, or there is no object to look for it in, the image leaves without a
+    correction, which is told and stands in its history, and no field map leaves.
 
     The image has its phase at the moment when the centre of k-space is visited, not at the excitation, and its
     deviation does not hold that of the field.
@@ -69,7 +82,7 @@ class BlindSolver(PriorSolver):
     )
     order = integer(5, "of polynomials", low=1, high=9)
     limit = real(250.0, "fields are looked for between plus and minus this", unit="Hz", low=10.0, high=2000.0)
-    recalibrations = integer(0, "times that the coil maps are made again, with the field found so far", low=0, high=10)
+    refine_coil_maps = flag(False, "whether the coil maps are sought too, beginning with those of an earlier gadget")
     steps = integer(1000, "of the method red_diff", low=1, high=100000)
     slices_per_batch = integer(1, "slices that are solved at once: always one", low=1, high=1)
 
@@ -80,7 +93,7 @@ class BlindSolver(PriorSolver):
             ValueError: a property is set that has no effect, or the prior cannot be read.
         """
         if self.method == RED_DIFF:
-            self.require_effect(f"with method {RED_DIFF}", "fields", "recalibrations")
+            self.require_effect(f"with method {RED_DIFF}", "fields", "refine_coil_maps")
         else:
             self.require_effect(f"with method {self.method}", "steps")
         if not self._polynomial:
@@ -91,8 +104,9 @@ class BlindSolver(PriorSolver):
     @property
     def _what(self) -> str:
         fields = f"polynomial fields of order {self.order}" if self._polynomial else "smooth fields"
+        coils = ", coil maps" if self.refine_coil_maps else ""
         drawn = f"{self._draws} sample{'s' * (self._draws > 1)}"
-        return f"{self.method} with {self._provenance}, {fields} within {self.limit:g} Hz, {drawn}"
+        return f"{self.method} with {self._provenance}, {fields} within {self.limit:g} Hz{coils}, {drawn}"
 
     @property
     def _draws(self) -> int:
@@ -109,6 +123,8 @@ class BlindSolver(PriorSolver):
                 yield SeriesImage("field_map", self._blind.field_hz, item.frame)
                 if self._blind.field_deviation_hz is not None:
                     yield SeriesImage("field_deviation", self._blind.field_deviation_hz, item.frame)
+                for coil_map in self._blind.coil_maps if self.refine_coil_maps else ():
+                    yield SeriesImage("coil_maps", coil_map, item.frame)
 
     def _nothing(self, frame: Frame) -> tuple[Tensor, Tensor | None]:
         self._blind = None
@@ -116,96 +132,127 @@ class BlindSolver(PriorSolver):
 
     def _solved(self, frames: Sequence[Frame]) -> tuple[Tensor, Tensor | None]:
         solved = super()._solved(frames)
-        assert self._blind is not None
         for frame in frames:
-            frame.field_map = self._blind.field_hz
-            frame.coil_maps = frame.coil_maps if self._coil_maps is None else self._coil_maps
             frame.history += self._notes
-            frame.history.append(f"BlindSolver: {_described(self._blind)}")
-        self._tell_of_the_limit(frames[0].label, self._blind.field_hz)
+            if self._blind is not None:
+                frame.field_map = self._blind.field_hz
+                frame.coil_maps = self._blind.coil_maps
+                frame.history.append(f"BlindSolver: {_described(self._blind)}")
         return solved
-
-    def _tell_of_the_limit(self, label: str, field_hz: Tensor) -> None:
-        beyond = float((field_hz[self._mask].abs() > 0.99 * self.limit).double().mean())
-        if beyond > AT_THE_LIMIT:
-            self.session.tell(
-                f"{label}: the field is at the limit of {self.limit:g} Hz in {beyond:.1%} of the object, where it may "
-                "be larger; try a larger BlindSolver.limit"
-            )
 
     def _found(self, batch: Frame, kspace: Tensor, run: Run) -> tuple[Estimate, Tensor]:
         assert batch.coil_maps is not None
-        self._coil_maps: Tensor | None = None
-        self._notes: list[str] = []
+        self._blind, self._notes = None, list[str]()
         frame = replace(
             batch,
             samples=Samples(kspace[0], batch.samples.trajectory),
             times=batch.times - moment_of_the_centre(batch),
             coil_maps=batch.coil_maps[0],
-            field_map=None,
+            field_map=None if batch.field_map is None else batch.field_map[0],
         )
-        basis = self._basis(frame)
-        self._mask = basis.mask
-        start = torch.zeros_like(basis.deviation_hz)
-        if batch.field_map is not None:
-            start = _fitted(basis, batch.field_map[0])
-        if self.method == RED_DIFF:
-            problem = self._problem_of(frame, basis).scaled_for(self._prior.convention, start)
-            self._blind = blind_red_diff(problem, self._prior, run, steps=self.steps, order=self.order)
-        else:
-            self._blind = blind_gauss_newton(self._stages(frame, basis), self._prior, run, start)
-        found = self._blind.image
-        deviation = None if found.deviation is None else found.deviation[None]
-        return replace(found, image=found.image[None], deviation=deviation), self._blind.unit[None]
+        mask = self._mask(frame)
+        try:
+            basis = self._basis(frame, mask)
+        except ValueError as error:
+            return self._uncorrected(frame, run, f"there is no object to look for a field in: {error}")
+        found = self._sought(frame, basis, run)
+        reason = self._doubts(frame, basis, found)
+        if reason is not None:
+            return self._uncorrected(frame, run, reason)
+        self._blind = found
+        return _as_a_slice(found.image), found.unit[None]
 
-    def _basis(self, frame: Frame) -> FieldBasis:
-        """On the grid of the frame, within the outline of what a first image shows."""
+    def _sought(self, frame: Frame, basis: FieldBasis, run: Run) -> BlindEstimate:
+        start = torch.zeros_like(basis.deviation_hz) if frame.field_map is None else _fitted(basis, frame.field_map)
+        if self.method == RED_DIFF:
+            problem = self._problem_of(frame, basis, None)
+            problem = problem.scaled_for(self._prior.convention, problem.start)
+            return blind_red_diff(problem, self._prior, run, steps=self.steps, order=self.order)
+        return blind_gauss_newton(self._stages(frame, basis), self._prior, run, start)
+
+    def _mask(self, frame: Frame) -> Tensor:
+        """The outline of what a first image shows, and a margin."""
         assert frame.coil_maps is not None
         model = LinearModel(encoding_of(frame, self.session), frame.coil_maps)
         problem = LinearProblem.of(model, frame.samples.kspace)
         blurred = conjugate_gradient(problem.normal, problem.adjoint, iterations=10, tolerance=1e-2).image
-        fov_mm = frame.space.encoded_fov_mm[1:]
-        mask = dilated(
-            object_mask(blurred.abs()[None], OUTLINE)[0],
-            [MARGIN_MM * n / mm for n, mm in zip(blurred.shape, fov_mm, strict=True)],
-        )
-        return polynomial_basis(mask, self.order) if self._polynomial else smooth_basis(mask, fov_mm)
+        margin = [MARGIN_MM * n / mm for n, mm in zip(blurred.shape, frame.space.encoded_fov_mm[1:], strict=True)]
+        return dilated(object_mask(blurred.abs()[None], OUTLINE)[0], margin)
+
+    def _basis(self, frame: Frame, mask: Tensor) -> FieldBasis:
+        if self._polynomial:
+            return polynomial_basis(mask, self.order)
+        return smooth_basis(mask, frame.space.encoded_fov_mm[1:])
 
     def _stages(self, frame: Frame, basis: FieldBasis) -> list[Stage]:
-        """From coarse to fine; where coil maps are made again, once before each fine stage."""
+        """From coarse to fine."""
+        errors = None
+        if self.refine_coil_maps and len(frame.samples.kspace) > 1:
+            errors = CoilErrors.smooth(frame.space.shape, frame.space.encoded_fov_mm[1:]).to(frame.device)
+        problem = self._problem_of(frame, basis, errors)
         half = _halved(frame)
         if half is None:
-            first = alone(lambda _: self._problem_of(frame, basis))
-        else:
-            early = self._problem_of(half, basis.halved)
-            first = coarse(lambda _: early)
+            return [alone(problem)]
+        return [coarse(self._problem_of(half, basis.halved, errors and errors.halved)), fine(problem)]
 
-        def again(coefficients: Tensor) -> BlindProblem:
-            field = basis.field(coefficients).clamp(-self.limit, self.limit)
-            self._coil_maps, how = CoilMaps().maps(replace(frame, field_map=field))
-            self._notes.append(f"BlindSolver: coil maps made again, {how}")
-            return self._problem_of(replace(frame, coil_maps=self._coil_maps), basis)
-
-        if self._recalibrated(frame):
-            return [first, *(fine(again) for _ in range(self.recalibrations))]
-        return [first] if half is None else [first, fine(lambda _: self._problem_of(frame, basis))]
-
-    def _recalibrated(self, frame: Frame) -> bool:
-        """Whether coil maps are made again; says why not where that was asked for."""
-        if not self.recalibrations:
-            return False
-        if frame.calibration or len(frame.samples.kspace) == 1:
-            what = (
-                "a single coil" if len(frame.samples.kspace) == 1 else "calibration lines, which no field has blurred"
-            )
-            self._notes.append(f"BlindSolver: coil maps stay as they are, there is {what}")
-            return False
-        return True
-
-    def _problem_of(self, frame: Frame, basis: FieldBasis) -> BlindProblem:
+    def _problem_of(self, frame: Frame, basis: FieldBasis, errors: CoilErrors | None) -> BlindProblem:
         assert frame.coil_maps is not None
         encoding = encoding_with_field(frame, self.session, -self.limit, self.limit, self.off_resonance_error)
-        return BlindProblem.of(encoding, frame.coil_maps, frame.samples.kspace, basis)
+        return BlindProblem.of(encoding, frame.coil_maps, frame.samples.kspace, frame.times, basis, errors)
+
+    def _doubts(self, frame: Frame, basis: FieldBasis, found: BlindEstimate) -> str | None:
+        """Why the estimate is not to be believed; also tells and notes what is worth knowing otherwise."""
+        power = basis.mask * found.image.image.abs().square()  # the mask holds what the blur has spread, too
+        limited = float((power * (found.field_hz.abs() > 0.99 * self.limit)).sum() / power.sum())
+        at_the_limit = f"at the limit of {self.limit:g} Hz where {limited:.1%} of the signal is"
+        if limited > BEYOND_THE_LIMIT:
+            return f"the field is {at_the_limit}; try a larger BlindSolver.limit"
+        if limited > AT_THE_LIMIT:
+            self.session.tell(
+                f"{frame.label}: the field is {at_the_limit}, and may be larger there; try a larger BlindSolver.limit"
+            )
+        shots = frame.samples.kspace.shape[1]
+        if shots == 1:
+            self._notes.append("BlindSolver: there is no other interleaf to judge the field by")
+            return None
+        before = torch.zeros_like(found.field_hz) if frame.field_map is None else frame.field_map
+        without = self._held_out(replace(frame, field_map=before.clamp(-self.limit, self.limit)))
+        corrected = self._held_out(replace(frame, field_map=found.field_hz, coil_maps=found.coil_maps))
+        misfits = f"held-out interleaves are missed by {corrected:.4g} per sample with the field, {without:.4g} without"
+        if not corrected < without:
+            return misfits
+        self._notes.append(f"BlindSolver: {misfits}")
+        return None
+
+    def _held_out(self, frame: Frame) -> float:
+        """How far an image of the other interleaves is from those held out, on half the grid where there is one."""
+        frame = _halved(frame) or frame
+        held = torch.zeros(frame.samples.kspace.shape[1], dtype=torch.bool)
+        held[len(held) // 2 :: HELD_OUT_EVERY] = True
+        others, kept = (_of_shots(frame, which.to(frame.device)) for which in (~held, held))
+        problem = LinearProblem.of(self._model(others), others.samples.kspace)
+        return held_out_misfit(problem.scaled_for(self._prior.convention), self._model(kept), kept.samples.kspace)
+
+    def _model(self, frame: Frame) -> LinearModel:
+        """With an encoding for all fields that may be found."""
+        assert frame.coil_maps is not None
+        encoding = encoding_with_field(frame, self.session, -self.limit, self.limit, self.off_resonance_error)
+        return LinearModel(encoding, frame.coil_maps, frame.field_map)
+
+    def _uncorrected(self, frame: Frame, run: Run, reason: str) -> tuple[Estimate, Tensor]:
+        """The image in the field that was known before, if any."""
+        how = "without a correction for off-resonance" if frame.field_map is None else "with the map of before"
+        note = f"BlindSolver: no field was found, the image is {how}: {reason}"
+        self._notes.append(note)
+        self.session.tell(f"{frame.label}: {note}")
+        model = model_of(frame, self.session, self.off_resonance_error)
+        given = LinearProblem.of(model, frame.samples.kspace).scaled_for(self._prior.convention)
+        return _as_a_slice(decomposed_diffusion(given, self._prior, run)), given.unit[None]
+
+
+def _as_a_slice(found: Estimate) -> Estimate:
+    deviation = None if found.deviation is None else found.deviation[None]
+    return replace(found, image=found.image[None], deviation=deviation)
 
 
 def _described(found: BlindEstimate) -> str:
@@ -224,6 +271,12 @@ def _fitted(basis: FieldBasis, field_map: Tensor) -> Tensor:
     return basis.fit(field_map)
 
 
+def _of_shots(frame: Frame, which: Tensor) -> Frame:
+    """The frame with some of its shots, `[shot]`."""
+    kspace, trajectory = frame.samples.kspace[:, which], frame.samples.trajectory[:, which]
+    return replace(frame, samples=Samples(kspace, trajectory), times=frame.times[which])
+
+
 def _halved(frame: Frame) -> Frame | None:
     """The frame on pixels of twice the size, with those samples that lie on such a grid; None where these are few."""
     grid = HalvedGrid.of(frame.samples.trajectory, frame.space.shape)
@@ -236,5 +289,6 @@ def _halved(frame: Frame) -> Frame | None:
         samples=Samples(frame.samples.kspace[..., grid.readout], grid.trajectory),
         times=frame.times[:, grid.readout].contiguous(),
         coil_maps=frame.coil_maps[:, y, x].contiguous(),
+        field_map=None if frame.field_map is None else frame.field_map[y, x].contiguous(),
         space=replace(frame.space, encoded_matrix=(1, *grid.shape)),
     )

@@ -53,7 +53,7 @@ METHODS = {
     "default, no map": Method(partial(DiffusionSolver, samples=1)),
     "algorithm 1": Method(partial(BlindSolver, method="red_diff", samples=1)),
     "blind": Method(partial(BlindSolver, samples=1)),
-    "blind, coils again": Method(partial(BlindSolver, samples=1, recalibrations=2)),
+    "blind, and coils": Method(partial(BlindSolver, samples=1, refine_coil_maps=True)),
     "default, true map": Method(partial(DiffusionSolver, samples=1), told=True),
 }
 

@@ -1,44 +1,46 @@
-"""Image and field map together: Gauss-Newton steps around the denoised image, from coarse to fine."""
+"""Image, field map and coil maps together: Gauss-Newton steps towards the denoised image, from coarse to fine."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from recon_core.priors.prior import Prior
 from recon_core.solvers.blind_linearised import Linearised
-from recon_core.solvers.blind_problem import BlindEstimate, BlindProblem
+from recon_core.solvers.blind_problem import BlindEstimate, BlindProblem, Whereabouts
 from recon_core.solvers.decomposed_diffusion import decomposed_diffusion
 from recon_core.solvers.linear_problem import complex_normal
 from recon_core.solvers.run import Run
 from recon_core.solvers.schedule import falling_levels
 
 _FIRST_ITERATIONS = 15
-_IMAGE_ITERATIONS = 5
-_LARGEST_STEP_HZ = 10.0
+_IMAGE_ITERATIONS = 3
+_LARGEST_STEP_HZ = 30.0
+_AT_REST_HZ = 1.0
+"""Step, root mean square where the image is, below which the field has come to rest."""
 
 _IMAGE_STEPS = 20
 
-_SMOOTHEST = 12
-"""Functions that a first step may move: of the order of waves over the head."""
-
-_LOOKS = 8
+_LOOKS = 2
 """Noisy images of which the denoised ones are averaged in each step, so that chance does not move the field."""
 
+_OPEN = 0.05
+"""What a denoised image leaves open of the image, at least: standard deviation of a real channel.
+
+Closer to it, the image of the field so far holds the field where it is; farther from it, the data alone must tell.
+"""
+
 _DRAWS = 8
-_DRAW_ITERATIONS = 20
-_OPEN = 0.03
-"""What a denoised image leaves open of the image, standard deviation of a real channel."""
+_DRAW_ITERATIONS = 15
 
-_ERROR_PER_DEVIATION = 12.0
-"""Errors of smooth fields in terms of what the linearised problem leaves open after a coarse stage, on two heads.
+_ERROR_PER_DEVIATION = 5.0
+"""Errors of fields in terms of what the linearised problem leaves open, on validation heads.
 
-It counts the noise, but not the errors of coil maps, and not that the steps end before they have gone all the way.
+It counts the noise, but not the errors that are alike in many samples: of coil maps, grid and denoised image.
 """
 
 
@@ -47,61 +49,45 @@ class Stage:
     """One walk through falling noise levels.
 
     Attributes:
-        problem: what is solved, from the field that is known by then, theta `[function]`; all stages have the same
-            functions, on grids of their own.
-        steps: noise levels.
+        problem: what is solved; all stages have the same functions of field and coil maps, on grids of their own.
+        steps: falling noise levels.
         highest, lowest: the first and the last of them, of the unit image.
+        more: steps at the lowest level that may follow while the field still moves.
         iterations: of conjugate gradients in each step.
-        weight: of the denoised image: as RED-diff's, relative to the noise that the data leave in the image.
         caution: times that what is known of fields beforehand counts. Most of what the data seem to say against it is
             not their noise: coil maps, grid and denoised image have errors of their own, alike in many samples.
-        functions: of the field, that the first step may move; two thirds of the steps later all may be. Fine structure
-            that is sought while the image is still blurred is found in the wrong place, and stays there.
     """
 
-    problem: Callable[[Tensor], BlindProblem]
+    problem: BlindProblem
     steps: int
     highest: float
     lowest: float
     iterations: int
-    weight: float
-    caution: float
-    functions: int | None = None
-
-    def functions_at(self, done: int, of: int) -> int:
-        """How many of the functions may move after so many steps."""
-        first = min(self.functions or of, of)
-        grown: float = first * (of / first) ** min(done / (self.steps * 2 / 3), 1)
-        return round(grown)
+    more: int = 0
+    caution: float = 30.0
 
 
-def coarse(problem: Callable[[Tensor], BlindProblem]) -> Stage:
+def coarse(problem: BlindProblem) -> Stage:
     """From nothing, on half the grid: early samples, on which the field's phase has turned less than once or twice."""
-    return Stage(
-        problem, steps=25, highest=0.25, lowest=0.02, iterations=8, weight=2.0, caution=100.0, functions=_SMOOTHEST
-    )
+    return Stage(problem, steps=12, highest=0.1, lowest=0.03, iterations=25, more=12)
 
 
-def fine(problem: Callable[[Tensor], BlindProblem]) -> Stage:
+def fine(problem: BlindProblem) -> Stage:
     """From a field that is about right, with all samples."""
-    return Stage(problem, steps=10, highest=0.05, lowest=0.015, iterations=8, weight=2.0, caution=10.0)
+    return Stage(problem, steps=4, highest=0.05, lowest=0.03, iterations=15)
 
 
-def alone(problem: Callable[[Tensor], BlindProblem]) -> Stage:
+def alone(problem: BlindProblem) -> Stage:
     """From nothing, where there is no coarse problem."""
-    return Stage(
-        problem, steps=30, highest=0.25, lowest=0.015, iterations=8, weight=2.0, caution=100.0, functions=_SMOOTHEST
-    )
+    return Stage(problem, steps=12, highest=0.1, lowest=0.03, iterations=25, more=12)
 
 
 def blind_gauss_newton(stages: Sequence[Stage], prior: Prior, run: Run, start: Tensor) -> BlindEstimate:
-    """Blind RED-diff (paper 000) with joint steps.
+    """Blind RED-diff (paper 000) with joint steps, of coil maps too where they may err.
 
-    At each noise level the prior denoises; image and field take one Gauss-Newton step together, towards the data and
-    the denoised image (`Linearised`); then the image alone, with the new field, towards what the level allows; and
-    noise of the next level is added. In steps where the field moves, the denoised image has half the weight that
-    RED-diff gives it (`red_diff`), far more than the level says: with as little, an image of many coils takes up nearly
-    all that the field leaves, and the field stays where it is.
+    At each noise level the prior denoises; image, field and maps take one Gauss-Newton step together, towards the data
+    and the denoised image (`Linearised`); then the image alone, with the new field and maps; and noise of the next
+    level is added.
 
     Once the field has come to rest, images are drawn with it by `decomposed_diffusion`; their deviation does not hold
     the field's.
@@ -118,65 +104,77 @@ def blind_gauss_newton(stages: Sequence[Stage], prior: Prior, run: Run, start: T
     """
     if not stages:
         raise ValueError("expected at least one stage to find the field in")
-    planned = sum(stage.steps for stage in stages) + _IMAGE_STEPS
-    coefficients, misfits, stopped = start, list[float](), False
+    planned = sum(stage.steps + stage.more for stage in stages) + _IMAGE_STEPS
+    at, misfits, stopped = stages[0].problem.start._replace(field=start), list[float](), False
     for stage in stages:
-        last = stage is stages[-1]
-        if stopped and not last:
+        if stopped and stage is not stages[-1]:
             continue
-        problem = stage.problem(coefficients).scaled_for(prior.convention, coefficients)
+        problem = stage.problem.scaled_for(prior.convention, at)
         if stopped:  # only the image is left to be found
             break
         before = len(misfits)
         going = replace(run, go_on=lambda done, _, before=before: run.go_on(before + done, planned))  # type: ignore[misc]
-        image, coefficients, along = _walked(stage, problem, coefficients, prior, going)
+        image, at, along, stopped = _walked(stage, problem, at, prior, going)
         misfits += along
-        stopped = len(along) < stage.steps
         if stage is stages[0]:  # the cheapest
-            draws = _draws(problem, image, coefficients, run)
+            deviation = _deviation(problem, image, at, run)
     done = len(misfits)
+    planned = planned if stopped else done + _IMAGE_STEPS
     rest = replace(run, go_on=lambda more, _: run.go_on(done + more, planned))
-    found = decomposed_diffusion(problem.given(coefficients), prior, rest, steps=_IMAGE_STEPS)
-    basis = problem.basis
-    expected = (basis.deviation_hz.clamp_max(1e6)[:, None, None] * basis.functions).square().sum(0).sqrt()
-    deviation = (_ERROR_PER_DEVIATION * basis.field(draws).square().mean(0).sqrt()).minimum(expected)
+    last = problem if not len(problem.coil_errors.deviation) else _with_known_maps(problem, at, prior)
+    found = decomposed_diffusion(last.given(last.start._replace(field=at.field)), prior, rest, steps=_IMAGE_STEPS)
     found = replace(found, steps=done + found.steps, planned=planned)
-    return BlindEstimate(found, problem.unit, problem.field(coefficients), deviation, misfits)
+    field_hz = problem.field(at.field)
+    deviation_hz = _field_deviation(problem, deviation)
+    return BlindEstimate(found, last.unit, field_hz, deviation_hz, last.coil_maps, misfits)
+
+
+def _with_known_maps(problem: BlindProblem, at: Whereabouts, prior: Prior) -> BlindProblem:
+    known = problem.with_known_maps(at.coils)
+    return known.scaled_for(prior.convention, known.start._replace(field=at.field))
 
 
 def _walked(
-    stage: Stage, problem: BlindProblem, coefficients: Tensor, prior: Prior, run: Run
-) -> tuple[Tensor, Tensor, list[float]]:
-    """Image, coefficients and misfits of one stage, or of as much of it as the run allows."""
+    stage: Stage, problem: BlindProblem, at: Whereabouts, prior: Prior, run: Run
+) -> tuple[Tensor, Whereabouts, list[float], bool]:
+    """Image, coefficients and misfits of one stage or of what the run allows of it, and whether that was less."""
     levels = falling_levels(prior, stage.highest, stage.lowest, stage.steps)
-    given = problem.given(coefficients)
-    pull = stage.weight / (2 * float(given.noise_level) ** 2)
+    given = problem.given(at)
     image = given.tempered(torch.zeros_like(given.adjoint)[None], levels[0], None, _FIRST_ITERATIONS)[0]
     misfits: list[float] = []
-    for done, level in enumerate(levels):
-        if not run.go_on(done, stage.steps):
-            break
+    for done, level in enumerate([*levels, *levels[-1:] * stage.more]):
+        if not run.go_on(done, stage.steps + stage.more):
+            return image, at, misfits, True
         noise = math.sqrt(2) * level * complex_normal((_LOOKS, *image.shape), image, run.generator)
         denoised = prior.denoise(image + noise, level).mean(0)
-        movable = stage.functions_at(done, len(coefficients))
-        near = Linearised(problem, denoised, coefficients, pull, stage.caution, movable)
-        moved, step = near.step(denoised, stage.iterations)
-        step = pad(step, (0, len(coefficients) - movable))
-        coefficients = coefficients + _limited(problem, denoised, step)
-        given = problem.given(coefficients)
-        image = given.tempered(denoised[None], level, (denoised + moved)[None], _IMAGE_ITERATIONS)[0]
+        open_ = max(level, _OPEN)
+        change = Linearised(problem, image, at, 1 / (2 * open_**2), stage.caution).step(denoised, stage.iterations)
+        moved_hz = _size(problem, image, change.field)
+        change = change._replace(field=change.field * (_LARGEST_STEP_HZ / max(moved_hz, _LARGEST_STEP_HZ)))
+        at = Whereabouts(at.field + change.field, at.coils + change.coils)
+        given = problem.given(at)
+        image = given.tempered(denoised[None], open_, (image + change.image)[None], _IMAGE_ITERATIONS)[0]
         misfits.append(float(given.misfit(image)) / problem.samples)
-    return image, coefficients, misfits
+        if done + 1 >= stage.steps and moved_hz < _AT_REST_HZ:
+            break
+    return image, at, misfits, False
 
 
-def _limited(problem: BlindProblem, image: Tensor, step: Tensor) -> Tensor:
-    """So much of a step as moves the field by no more than the largest one, root mean square where the image is."""
+def _size(problem: BlindProblem, image: Tensor, coefficients: Tensor) -> float:
+    """Root mean square of a field in Hz, where the image is."""
     power = image.abs().square()
-    square = (problem.basis.field(step).square() * power).sum() / power.sum()
-    return step * (_LARGEST_STEP_HZ / max(float(square.sqrt()), _LARGEST_STEP_HZ))
+    square = (problem.basis.field(coefficients).square() * power).sum() / power.sum()
+    return float(square.sqrt())
 
 
-def _draws(problem: BlindProblem, image: Tensor, coefficients: Tensor, run: Run) -> Tensor:
-    """Of what noise does to the field, `[draw, function]`."""
-    near = Linearised(problem, image, coefficients, 1 / (2 * _OPEN**2))
-    return near.draws(_DRAWS, run.generator, _DRAW_ITERATIONS)
+def _deviation(problem: BlindProblem, image: Tensor, at: Whereabouts, run: Run) -> Tensor:
+    """Draws of what noise does to the field, `[draw, function]`."""
+    near = Linearised(problem, image, at, 1 / (2 * _OPEN**2))
+    return torch.stack([near.draw(run.generator, _DRAW_ITERATIONS).field for _ in range(_DRAWS)])
+
+
+def _field_deviation(problem: BlindProblem, draws: Tensor) -> Tensor:
+    """Standard deviation of the field in Hz, `[y, x]`, at most what is expected of any field."""
+    basis = problem.basis
+    expected = (basis.deviation_hz.clamp_max(1e6)[:, None, None] * basis.functions).square().sum(0).sqrt()
+    return (_ERROR_PER_DEVIATION * basis.field(draws).square().mean(0).sqrt()).minimum(expected)

@@ -1,133 +1,206 @@
-"""The blind problem near a point: image and field move together, to first order."""
+"""The blind problem near a point: image, field and coil maps move together, to first order."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 from torch.linalg import solve_triangular
 
 from recon_core.fourier import fft_centred, ifft_centred
-from recon_core.solvers.blind_problem import BlindProblem
+from recon_core.solvers.blind_problem import BlindProblem, Whereabouts
 from recon_core.solvers.conjugate_gradient import conjugate_gradient
 from recon_core.solvers.linear_problem import complex_normal
 
-_LEFT_TO_THE_FIELD = 0.02
-"""Of the curvature along the field, what is about left of it once the image may follow: measured on spirals."""
+_LEFT_TO_THE_FIELD = 0.05
+"""Of the curvature along the field, what is about left of it once the image follows: 4 to 8 % on spirals of 8 coils."""
+
+_LEFT_TO_THE_COILS = 0.5
+"""The same of the curvature along the coil maps."""
 
 _AXES = (-2, -1)
 _RIDGE = 1e-6
 _TOLERANCE = 1e-3
 
 
+class Change(NamedTuple):
+    """Of all unknowns, or the gradient along them: of the image `[y, x]`, and of theta and q as in `Whereabouts`."""
+
+    image: Tensor
+    field: Tensor
+    coils: Tensor
+
+
 class Linearised:
-    """`|unit A(psi + B dtheta)(x + dx) - y|^2 + pull |x + dx - centre|^2 + caution |theta + dtheta|_P^2 / 2`, the
-    model to first order.
+    """`sum_c |unit A_c(psi + B dtheta, S_c + dS_c)(x + dx) - y_c|^2 + pull |x + dx - centre|^2`, the model to first
+    order, and what is known of the coefficients beforehand, `caution |theta + dtheta|_P^2 / 2 + |q + dq|_Q^2`.
 
-    Gauss and Newton: the model is linear in dx and dtheta, `unit A dx + unit A' B dtheta`, with A' from `slope`. Both
-    share one application of the Toeplitz kernels. With the field alone at rest the image would take up what the field
-    leaves, and the other way round, so that steps in turns are many times as small.
+    Gauss and Newton: the model is linear in dx, dtheta and dq, `unit A dx + unit A' B dtheta + unit E dS C x`, and all
+    share one application of the Toeplitz kernels.
 
-    The unknowns are those that a circulant matrix (for the image, from the density of the samples) and the Cholesky
-    factor of what the field alone would see make well conditioned: without them CG needs three times the iterations.
+    Nearly all that a smooth change of the field does to the data, the image can do as well: it has but to be filtered.
+    Where the point k of k-space is visited at the time tau(k), `A' v = A F^H (-2 pi i tau) F v` but for what field and
+    coil maps add, and the same holds for coil maps, of which `sum_c conj(S_c) dS_c` is a factor of the image. In the
+    unknowns themselves conjugate gradients need hundreds of iterations to tell field and image apart. So here the image
+    follows by itself, `dx = dx' - U dtheta - V dq` with these approximations of what it can do, and dx' is what is left
+    to it: of the coupling little remains, and dtheta has a curvature of its own. The rest is made well conditioned by a
+    circulant matrix (for the image, from the density of the samples) and Cholesky factors of what each pixel by itself
+    would tell of field and maps.
     """
 
     def __init__(
-        self,
-        problem: BlindProblem,
-        image: Tensor,
-        coefficients: Tensor,
-        pull: float,
-        caution: float = 1.0,
-        movable: int | None = None,
+        self, problem: BlindProblem, image: Tensor, at: Whereabouts, pull: float, caution: float = 1.0
     ) -> None:
         """Takes the point.
 
         Args:
             problem: in the units of a prior.
             image: x, `[y, x]`.
-            coefficients: theta, `[function]`.
+            at: theta and q.
             pull: precision of each complex pixel about the centre, `1 / (2 level^2)`.
-            caution: times that the precision of the coefficients counts.
-            movable: how many of the first coefficients may move; all by default.
+            caution: times that the precision of theta counts.
         """
-        self._problem, self._image, self._pull = problem, image, pull
-        self._coefficients, self._basis = coefficients[:movable], problem.basis.first(movable)
-        self._model = problem.model.with_field(problem.field(coefficients))
+        self._problem, self._image, self._at, self._pull = problem, image, at, pull
+        self._maps = problem.maps(at.coils)
+        self._squares = self._maps.abs().square().sum(0).clamp_min(torch.finfo(self._maps.real.dtype).tiny)
+        self._model = problem.uncombined.with_field(problem.field(at.field))
         self._slope = self._model.slope(problem.unit * image)
-        self._precision = caution * self._basis.precision / 2
-        self._whiten = (problem.unit**2 * problem.density + pull).rsqrt()
-        self._factor = torch.linalg.cholesky(self._curvature())
+        self._seen = self._model.expand(problem.unit * image)
+        self._precision = Whereabouts(caution * problem.basis.precision / 2, problem.coil_errors.deviation**-2)
+        density = problem.unit**2 * problem.density
+        self._whiten = (density + pull).rsqrt()
+        self._follow = -2j * math.pi * problem.times * density / (density + pull)
+        self._factors = Whereabouts(*map(torch.linalg.cholesky, self._curvatures()))
 
-    def step(self, centre: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-        """dx and dtheta of the minimum, for a centre `[y, x]`; dtheta of what may move."""
-        problem = self._problem
-        residual = problem.data_images - self._model.gram(self._model.expand(problem.unit * self._image))
-        towards, along = self._transposed(residual)
-        towards = towards + self._pull * (centre - self._image)
-        along = along - self._precision * self._coefficients
-        image, coefficients = self._solve(towards[None], along[None], iterations)
-        return image[0], coefficients[0]
+    def step(self, centre: Tensor, iterations: int) -> Change:
+        """To the minimum, for a centre `[y, x]`."""
+        residual = self._problem.data_images - self._model.gram(self._maps[:, None] * self._seen)
+        along = self._transposed(residual)
+        return self._solve(
+            Change(
+                along.image + self._pull * (centre - self._image),
+                along.field - self._precision.field * self._at.field,
+                along.coils - self._precision.coils * self._at.coils,
+            ),
+            iterations,
+        )
 
-    def draws(self, count: int, generator: Generator, iterations: int) -> Tensor:
-        """Draws of dtheta from the Gaussian with this curvature, `[count, function]`.
+    def draw(self, generator: Generator, iterations: int) -> Change:
+        """A draw from the Gaussian with this curvature.
 
         Noise as the data and the priors hold it, sent through the same equations, has that covariance (Papandreou and
-        Yuille, NIPS 2010). It is what is left open of the field where the image is open too.
+        Yuille, NIPS 2010). It is what is left open of the field where image and maps are open too.
         """
-        problem = self._problem
-        shape = problem.model.coil_maps.shape[0], *problem.model.encoding.sampling.trajectory.shape[1:]
-        # One at a time: samples of all coils are large.
-        noise = [problem.model.data_images(complex_normal(shape, self._image, generator)) for _ in range(count)]
-        towards, along = self._transposed(torch.stack(noise))
-        towards = towards + math.sqrt(self._pull) * complex_normal(towards.shape, towards, generator)
-        # The likelihood is exp(-|.|^2): of real unknowns, a precision of two halves.
-        white = torch.randn(along.shape, generator=generator, dtype=along.dtype, device=along.device)
-        return self._solve(towards, along + self._precision.mul(0.5).sqrt() * white, iterations)[1]
+        maps, sampling = self._maps, self._problem.encoding.sampling
+        noise = complex_normal((len(maps), 1, *sampling.trajectory.shape[1:]), self._image, generator)
+        along = self._transposed(self._model.data_images(noise))
+        field = torch.randn(along.field.shape, generator=generator, dtype=along.field.dtype, device=along.field.device)
+        return self._solve(
+            Change(
+                along.image + math.sqrt(self._pull) * complex_normal(along.image.shape, along.image, generator),
+                # The likelihood is exp(-|.|^2): of real unknowns, a precision of two halves.
+                along.field + self._precision.field.mul(0.5).sqrt() * field,
+                along.coils + self._precision.coils.sqrt() * complex_normal(along.coils.shape, along.image, generator),
+            ),
+            iterations,
+        )
 
-    def _curvature(self) -> Tensor:
-        """About what is left to see of the field, `[function, function]`.
+    def _curvatures(self) -> tuple[Tensor, Tensor]:
+        """About what is left to see of field and maps, both `[function, function]`.
 
         As if the samples saw each pixel for itself, with the strength that they see all of them with.
         """
-        functions, slope = self._basis.functions.flatten(1), self._slope
         bright = (self._problem.unit * self._image).abs().square()
-        seen = (slope.conj() * self._model.gram(slope)).real.sum() / bright.sum()
-        curvature = (functions * (_LEFT_TO_THE_FIELD * seen * bright).flatten()) @ functions.T
+        moved = self._maps[:, None] * self._slope
+        seen = (moved.conj() * self._model.gram(moved)).real.sum() / bright.sum()
+        field = _gram(self._problem.basis.functions, _LEFT_TO_THE_FIELD * seen * bright)
         # Functions of which nothing is seen stay where they are.
-        ridge = _RIDGE * curvature.diagonal().mean()
-        return curvature + torch.diag(ridge + self._precision)
+        field += torch.diag(_RIDGE * field.diagonal().mean() + self._precision.field)
+        each = self._problem.samples / (len(self._maps) * bright.numel())
+        coils = _gram(self._problem.coil_errors.functions.to(bright), _LEFT_TO_THE_COILS * each * bright)
+        return field, coils + torch.diag(self._precision.coils.to(bright))
 
-    def _transposed(self, terms: Tensor) -> tuple[Tensor, Tensor]:
-        """From S^H E^H of samples `[..., term, y, x]` to the sides of image and coefficients."""
-        along = self._basis.transpose((self._slope.conj() * terms).real.sum(-3))
-        return self._problem.unit * self._model.combine(terms), along
+    def _terms(self, change: Change) -> Tensor:
+        """What a change does to E^H E of each coil's samples but for the kernels, `[coil, term, y, x]`."""
+        moved = self._slope * self._problem.basis.field(change.field)
+        of_object = self._model.expand(self._problem.unit * change.image) + moved
+        return self._maps[:, None] * of_object + self._problem.coil_errors.maps(change.coils)[:, None] * self._seen
 
-    def _solve(self, towards: Tensor, along: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-        """Images `[system, y, x]` and coefficients `[system, function]` for as many right-hand sides."""
+    def _transposed(self, terms: Tensor) -> Change:
+        """From images as those to all unknowns."""
+        combined = (self._maps.conj()[:, None] * terms).sum(0)
+        return Change(
+            self._problem.unit * self._model.combine(combined),
+            self._problem.basis.transpose((self._slope.conj() * combined).real.sum(0)),
+            self._problem.coil_errors.transpose((self._seen.conj() * terms).sum(1)),
+        )
 
+    def _followed(self, change: Change) -> Change:
+        """From what is left to the image to all of its change: subtracts what it does to follow field and maps."""
+        field = self._filtered(self._follow, self._problem.basis.field(change.field) * self._image)
+        coils = (self._maps.conj() * self._problem.coil_errors.maps(change.coils)).sum(0) / self._squares
+        return change._replace(image=change.image - field - coils * self._image)
+
+    def _following(self, gradient: Change) -> Change:
+        """The transpose of that."""
+        back = self._image.conj() * self._filtered(self._follow.conj(), gradient.image)
+        coils = self._maps * (self._image.conj() * gradient.image / self._squares)
+        return Change(
+            gradient.image,
+            gradient.field - self._problem.basis.transpose(back.real),
+            gradient.coils - self._problem.coil_errors.transpose(coils),
+        )
+
+    def _solve(self, side: Change, iterations: int) -> Change:
         def normal(unknown: Tensor) -> Tensor:
-            image, coefficients = self._unpacked(unknown)
-            moved = self._slope * self._basis.field(coefficients).unsqueeze(-3)
-            terms = self._model.gram(self._model.expand(self._problem.unit * image) + moved)
-            towards, along = self._transposed(terms)
-            return self._packed(towards + self._pull * image, along + self._precision * coefficients)
+            change = self._followed(self._unpacked(unknown))
+            along = self._transposed(self._model.gram(self._terms(change)))
+            return self._packed(
+                self._following(
+                    Change(
+                        along.image + self._pull * change.image,
+                        along.field + self._precision.field * change.field,
+                        along.coils + self._precision.coils * change.coils,
+                    )
+                )
+            )
 
-        rhs = self._packed(towards, along)
-        found = conjugate_gradient(normal, rhs, iterations=iterations, tolerance=_TOLERANCE, system_axes=1)
-        return self._unpacked(found.image)
+        rhs = self._packed(self._following(side))
+        found = conjugate_gradient(normal, rhs, iterations=iterations, tolerance=_TOLERANCE)
+        return self._followed(self._unpacked(found.image))
 
-    def _packed(self, image: Tensor, coefficients: Tensor) -> Tensor:
-        """Both as one real vector of each system, well conditioned."""
-        channels = torch.view_as_real(self._filtered(image).contiguous()).flatten(1)
-        return torch.cat([channels, solve_triangular(self._factor, coefficients.mT, upper=False).mT], 1)
+    def _packed(self, change: Change) -> Tensor:
+        """All unknowns as one real vector, well conditioned."""
+        image = self._filtered(self._whiten, change.image)
+        field = solve_triangular(self._factors.field, change.field[:, None], upper=False)
+        coils = solve_triangular(self._factors.coils.to(change.coils.dtype), change.coils.T, upper=False).T
+        return torch.cat([_real(image), field.flatten(), _real(coils)])
 
-    def _unpacked(self, unknown: Tensor) -> tuple[Tensor, Tensor]:
-        pixels = 2 * self._image.numel()
-        channels = unknown[:, :pixels].reshape(-1, *self._image.shape, 2)
-        coefficients = solve_triangular(self._factor.mT, unknown[:, pixels:].mT, upper=True).mT
-        return self._filtered(torch.view_as_complex(channels.contiguous())), coefficients
+    def _unpacked(self, unknown: Tensor) -> Change:
+        pixels, functions = self._image.numel(), len(self._at.field)
+        image, field, coils = torch.split(unknown, [2 * pixels, functions, 2 * self._at.coils.numel()])
+        lower = self._factors.coils.to(self._at.coils.dtype)
+        return Change(
+            self._filtered(self._whiten, _complex(image, self._image.shape)),
+            solve_triangular(self._factors.field.T, field[:, None], upper=True)[:, 0],
+            solve_triangular(lower.T, _complex(coils, self._at.coils.shape).T, upper=True).T,
+        )
 
-    def _filtered(self, image: Tensor) -> Tensor:
-        return ifft_centred(self._whiten * fft_centred(image, _AXES), _AXES)
+    def _filtered(self, weights: Tensor, image: Tensor) -> Tensor:
+        return ifft_centred(weights * fft_centred(image, _AXES), _AXES)
+
+
+def _gram(functions: Tensor, weights: Tensor) -> Tensor:
+    """sum over pixels of weights times all pairs of functions."""
+    flat = functions.flatten(1)
+    return (flat * weights.flatten()) @ flat.T
+
+
+def _real(x: Tensor) -> Tensor:
+    return torch.view_as_real(x.contiguous()).flatten()
+
+
+def _complex(parts: Tensor, shape: torch.Size) -> Tensor:
+    return torch.view_as_complex(parts.reshape(*shape, 2).clone())

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from recon_core.field_basis import FieldBasis, monomials
-from recon_core.operators.linear_model import LinearModel
 from recon_core.priors.prior import Prior
 from recon_core.solvers.blind_problem import BlindEstimate, BlindProblem
+from recon_core.solvers.linear_problem import LinearProblem
 from recon_core.solvers.red_diff import Spacing, prior_gradient, variance_preserving_levels
 from recon_core.solvers.run import Estimate, Run
 
@@ -76,8 +76,8 @@ def blind_red_diff(
         ValueError: the basis is not that of polynomials of the order, or the levels do not fall, or an unknown spacing.
     """
     monomial = monomial_coefficients(problem.basis, order)
-    coefficients = torch.zeros_like(problem.basis.deviation_hz)
-    given = problem.given(coefficients)
+    at = problem.start
+    coefficients, given = at.field, problem.given(at)
     levels = variance_preserving_levels(prior, highest, ending * float(given.noise_level), steps, spacing)
     pull = weight / given.noise_level**2
     image = given.tempered(torch.zeros_like(given.adjoint)[None], _FIRST_LEVEL, None, _FIRST_ITERATIONS).clone()
@@ -96,19 +96,21 @@ def blind_red_diff(
         channels.grad = torch.view_as_real(gradient)
         of_image.step()
         penalty = field_weight * laplace_gradient(coefficients, monomial)
-        coefficients.grad = misfit_gradient(problem, given.model, image[0]) + penalty
+        coefficients.grad = misfit_gradient(problem, given, image[0]) + penalty
         of_field.step()
-        given = problem.given(coefficients)
+        given = problem.given(at)
         if done % math.ceil(steps / _MISFITS) == 0:
             misfits.append(float(given.misfit(image[0])) / problem.samples)
         done += 1
-    return BlindEstimate(Estimate.of(image, done, steps), problem.unit, problem.field(coefficients), None, misfits)
+    estimate = Estimate.of(image, done, steps)
+    return BlindEstimate(estimate, problem.unit, problem.field(coefficients), None, problem.coil_maps, misfits)
 
 
-def misfit_gradient(problem: BlindProblem, model: LinearModel, image: Tensor) -> Tensor:
+def misfit_gradient(problem: BlindProblem, given: LinearProblem, image: Tensor) -> Tensor:
     """Of `|unit A(B theta) x - y|^2` with respect to theta, per Hz: `[function]`, for x `[y, x]` and A at theta."""
-    physical = problem.unit * image
-    residual = model.residual_images(physical, problem.data_images)
+    model, physical = given.model, problem.unit * image
+    data_images = (model.coil_maps.conj()[:, None] * problem.data_images).sum(0)
+    residual = model.residual_images(physical, data_images)
     return problem.basis.transpose(model.field_gradient(physical, residual))
 
 

@@ -7,15 +7,16 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
+from recon_core.coil_errors import CoilErrors
 from recon_core.field_basis import FieldBasis, polynomial_basis
 from recon_core.operators.encoding import Encoding
 from recon_core.operators.off_resonance import LowRank
 from recon_core.simulation import exact_signal
 from recon_core.solvers import blind_linearised
-from recon_core.solvers.blind_linearised import Linearised
-from recon_core.solvers.blind_problem import BlindProblem
+from recon_core.solvers.blind_linearised import Change, Linearised
+from recon_core.solvers.blind_problem import BlindProblem, Whereabouts
 from recon_core.solvers.conjugate_gradient import conjugate_gradient
 
 from analytic import DirectSampling, complex_noise, relative, ring_of_coils, smooth_head, spiral_trajectory
@@ -25,19 +26,32 @@ TRAJECTORY = spiral_trajectory(N, 2, 50).double()
 TIMES = torch.linspace(-0.002, 0.01, 50).double()
 MAPS, IMAGE = ring_of_coils(N, COILS), smooth_head(N)
 THETA = torch.tensor([12.0, -8, 5, 3, 0, 4]).double()
+CENTRE = IMAGE + 0.1 * complex_noise(N, N, seed=1, dtype=torch.complex128)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A problem, its samples, and the real matrix from (Re dx, Im dx, dtheta) to (Re, Im) of what they add to them."""
+    """A problem, a point, (Re, Im) of what the samples miss there, and the real matrix of what the unknowns add to it.
+
+    These are Re dx, Im dx, dtheta, Re dq and Im dq.
+    """
 
     problem: BlindProblem
-    kspace: Tensor
+    image: Tensor
+    at: Whereabouts
+    residual: Tensor
     jacobian: Tensor
 
+    @property
+    def pixels(self) -> int:
+        return self.image.numel()
 
-def signal(image: Tensor, field_hz: Tensor) -> Tensor:
-    return UNIT * exact_signal(image, MAPS, field_hz, TRAJECTORY, TIMES)
+    def near(self, pull: float = PULL, caution: float = 1.0) -> Linearised:
+        return Linearised(self.problem, self.image, self.at, pull, caution)
+
+
+def signal(image: Tensor, maps: Tensor, field_hz: Tensor, trajectory: Tensor, times: Tensor) -> Tensor:
+    return UNIT * exact_signal(image, maps, field_hz, trajectory, times)
 
 
 def parts(samples: Tensor) -> Tensor:
@@ -45,24 +59,56 @@ def parts(samples: Tensor) -> Tensor:
     return torch.view_as_real(samples).flatten(1).T
 
 
-@pytest.fixture(scope="module")
-def case() -> Case:
-    """Of the basis half is known to 5 Hz, and the rest not at all."""
-    some = polynomial_basis(torch.ones(N, N, dtype=torch.bool), 2)
-    deviation = torch.tensor([math.inf, math.inf, math.inf, 5.0, 5.0, 5.0]).double()
-    basis = FieldBasis(some.functions.double(), deviation, some.mask)
-    true = THETA + torch.tensor([6.0, 4, -3, 2, 5, -2]).double()
-    kspace = signal(1.1 * IMAGE, basis.field(true))
+def case_of(
+    kspace: Tensor,
+    trajectory: Tensor,
+    times: Tensor,
+    image: Tensor,
+    at: Whereabouts,
+    basis: FieldBasis,
+    errors: CoilErrors,
+) -> Case:
+    """The unit is no longer one."""
+    functions = LowRank(times.expand(trajectory.shape[1:]), -80, 80, 1e-5)
+    encoding = Encoding(DirectSampling(trajectory, image.shape), functions)
+    coil_maps = ring_of_coils(len(image), len(kspace))
+    problem = BlindProblem.of(encoding, coil_maps, kspace, times.expand(trajectory.shape[1:]), basis, errors)
+    maps, field_hz = problem.maps(at.coils), basis.field(at.field)
+
+    def added(image: Tensor, maps: Tensor) -> Tensor:
+        return signal(image, maps, field_hz, trajectory, times)
+
+    pixels = torch.eye(image.numel(), dtype=torch.complex128).view(-1, *image.shape)
+    of_image = [added(pixel, maps) for pixel in pixels]
+    of_field = [-2j * torch.pi * times * added(f * image, maps) for f in basis.functions]
+    coefficients = torch.eye(at.coils.numel()).view(at.coils.numel(), *at.coils.shape).to(at.coils)
+    of_coils = [added(image, problem.coil_errors.maps(q)) for q in coefficients]
+    columns = [*of_image, *(1j * s for s in of_image), *of_field, *of_coils, *(1j * s for s in of_coils)]
+    problem = replace(problem, unit=torch.tensor(UNIT).double())
+    return Case(problem, image, at, parts((kspace - added(image, maps))[None])[:, 0], parts(torch.stack(columns)))
+
+
+def polynomials(n: int) -> FieldBasis:
+    """Six, in double precision."""
+    some = polynomial_basis(torch.ones(n, n, dtype=torch.bool), 2)
+    return FieldBasis(some.functions.double(), some.deviation_hz.double(), some.mask)
+
+
+def some_errors() -> CoilErrors:
+    smooth = CoilErrors.smooth((N, N), (40.0, 40.0))
+    return CoilErrors(smooth.functions[:4].double(), smooth.deviation[:4].double())
+
+
+@pytest.fixture(scope="module", params=["maps known", "maps sought"])
+def case(request) -> Case:
+    """Of the field half is known to 5 Hz, and the rest not at all."""
+    basis = replace(polynomials(N), deviation_hz=torch.tensor([math.inf, math.inf, math.inf, 5.0, 5.0, 5.0]).double())
+    errors = some_errors() if request.param == "maps sought" else CoilErrors.none((N, N))
+    at, true = (0.03 * complex_noise(COILS, len(errors.deviation), seed=s, dtype=torch.complex128) for s in (2, 3))
+    field_hz = basis.field(THETA + torch.tensor([6.0, 4, -3, 2, 5, -2]).double())
+    kspace = signal(1.1 * IMAGE, MAPS + errors.maps(true), field_hz, TRAJECTORY, TIMES)
     kspace = kspace + complex_noise(*kspace.shape, dtype=torch.complex128)
-    functions = LowRank(TIMES.expand(TRAJECTORY.shape[1:]), -80, 80, 1e-5)
-    problem = BlindProblem.of(Encoding(DirectSampling(TRAJECTORY, (N, N)), functions), MAPS, kspace, basis)
-    field_hz = basis.field(THETA)
-    pixels = torch.eye(N * N, dtype=torch.complex128).view(-1, N, N)
-    of_image = parts(torch.stack([signal(pixel, field_hz) for pixel in pixels]))
-    of_imaginary = parts(torch.stack([signal(1j * pixel, field_hz) for pixel in pixels]))
-    of_field = parts(torch.stack([-2j * torch.pi * TIMES * signal(f * IMAGE, field_hz) for f in basis.functions]))
-    jacobian = torch.cat([of_image, of_imaginary, of_field], 1)
-    return Case(replace(problem, unit=torch.tensor(UNIT).double()), kspace, jacobian)
+    return case_of(kspace, TRAJECTORY, TIMES, IMAGE, Whereabouts(THETA, at), basis, errors)
 
 
 @pytest.fixture
@@ -72,64 +118,119 @@ def exact(monkeypatch) -> None:
 
 
 def weights(case: Case, pull: float) -> Tensor:
-    """Square roots of the quadratic terms of (Re x, Im x, theta)."""
-    channels = torch.full((2 * N * N,), math.sqrt(pull)).double()
-    return torch.cat([channels, case.problem.basis.precision.div(2).sqrt()])
+    """Square roots of the quadratic terms of all unknowns."""
+    channels = torch.full((2 * case.pixels,), math.sqrt(pull)).double()
+    of_coils = case.problem.coil_errors.deviation.double().reciprocal().repeat(2 * len(case.at.coils))
+    return torch.cat([channels, case.problem.basis.precision.div(2).sqrt(), of_coils])
+
+
+def flat(change: Change) -> Tensor:
+    """All unknowns in the order of the matrix."""
+    image, field, coils = change
+    return torch.cat([image.real.flatten(), image.imag.flatten(), field, coils.real.flatten(), coils.imag.flatten()])
 
 
 def dense(case: Case, pull: float, centre: Tensor) -> tuple[Tensor, Tensor]:
     """Matrix and right-hand side of the normal equations for a step."""
-    offset = torch.cat([(centre - IMAGE).real.flatten(), (centre - IMAGE).imag.flatten(), -THETA])
+    offset = flat(Change(centre - case.image, -case.at.field, -case.at.coils))
     diagonal = weights(case, pull)
     stacked = torch.cat([case.jacobian, torch.diag(diagonal)])
-    residual = case.kspace - signal(IMAGE, case.problem.basis.field(THETA))
-    target = torch.cat([parts(residual[None])[:, 0], diagonal * offset])
+    target = torch.cat([case.residual, diagonal * offset])
     return stacked.T @ stacked, stacked.T @ target
+
+
+def field_of(case: Case, unknowns: Tensor) -> Tensor:
+    """dtheta of them."""
+    return unknowns[2 * case.pixels :][: len(case.at.field)]
 
 
 @pytest.mark.parametrize("pull", [PULL, 300.0])
 def test_a_step_leads_to_the_minimum_of_the_dense_problem(case, exact, pull):
-    centre = IMAGE + 0.1 * complex_noise(N, N, seed=1, dtype=torch.complex128)
-    image, coefficients = Linearised(case.problem, IMAGE, THETA, pull).step(centre, 400)
-    truth = torch.linalg.solve(*dense(case, pull, centre))
-    assert relative(coefficients - truth[-6:], truth[-6:]) < 1e-4
-    of_image = torch.complex(truth[: N * N], truth[N * N : -6]).view(N, N)
-    assert relative(image - of_image, of_image) < 1e-4
+    found = flat(case.near(pull).step(CENTRE, 400))
+    truth = torch.linalg.solve(*dense(case, pull, CENTRE))
+    sizes = 2 * case.pixels, len(THETA), 2 * case.at.coils.numel()
+    for some, true in zip(found.split(sizes), truth.split(sizes), strict=True):
+        assert float((some - true).norm()) <= 1e-4 * float(true.norm())
 
 
 def test_caution_counts_what_is_known_of_the_field_several_times(case, exact):
     """Nine times as much is a third of the deviation."""
-    caution = 9.0
     basis = case.problem.basis
     known = replace(case, problem=replace(case.problem, basis=replace(basis, deviation_hz=basis.deviation_hz / 3)))
-    truth = torch.linalg.solve(*dense(known, PULL, IMAGE))[-6:]
-    plain = torch.linalg.solve(*dense(case, PULL, IMAGE))[-6:]
-    found = Linearised(case.problem, IMAGE, THETA, PULL, caution).step(IMAGE, 400)[1]
+    truth, plain = (field_of(case, torch.linalg.solve(*dense(some, PULL, IMAGE))) for some in (known, case))
+    found = case.near(caution=9.0).step(IMAGE, 400).field
     assert relative(found - truth, truth) < 1e-4
     assert relative(plain - truth, truth) > 1e-2
 
 
-def test_few_iterations_lead_further_than_with_unknowns_of_equal_curvature(case):
-    system, rhs = dense(case, PULL, IMAGE)
-    scale = system.diagonal().rsqrt()
-    plain = (
-        scale
-        * conjugate_gradient(lambda x: scale * (system @ (scale * x)), scale * rhs, iterations=12, tolerance=0).image
+def some_change(case: Case, seed: int) -> Change:
+    """Noise in all unknowns."""
+    noise = complex_noise(N, N, seed=seed, dtype=torch.complex128)
+    coils = complex_noise(*case.at.coils.shape, seed=seed + 1, dtype=torch.complex128)
+    return Change(noise, 30 * torch.randn(6, generator=Generator().manual_seed(seed)).double(), coils)
+
+
+def test_gradients_are_taken_back_by_the_transpose_of_what_the_image_follows(case):
+    near, change, gradient = case.near(), some_change(case, 0), some_change(case, 5)
+    forth, back = near._followed(change), near._following(gradient)
+    assert float(flat(forth) @ flat(gradient)) == pytest.approx(float(flat(change) @ flat(back)), rel=1e-10)
+    assert relative(forth.image - change.image, change.image) > 0.1
+
+
+def test_gradients_are_those_along_the_terms_that_a_change_adds(case):
+    near, change = case.near(), some_change(case, 0)
+    terms = near._terms(change)
+    some = complex_noise(*terms.shape, seed=7, dtype=terms.dtype)
+    back = near._transposed(some)
+    assert float((some.conj() * terms).sum().real) == pytest.approx(float(flat(change) @ flat(back)), rel=1e-10)
+    for zero in range(3):
+        alone = Change(*(part if i == zero else 0 * part for i, part in enumerate(change)))
+        forth = float((some.conj() * near._terms(alone)).sum().real)
+        assert forth == pytest.approx(float(flat(alone) @ flat(back)), rel=1e-10)
+
+
+def test_unknowns_of_equal_curvature_are_unpacked_by_the_transpose_of_packing(case):
+    near, change = case.near(), some_change(case, 0)
+    vector = torch.randn(len(flat(change)), generator=Generator().manual_seed(9)).double()
+    forth, back = near._packed(change) @ vector, flat(change) @ flat(near._unpacked(vector))
+    assert float(forth) == pytest.approx(float(back), rel=1e-10)
+
+
+def test_few_iterations_lead_further_than_with_unknowns_of_equal_curvature():
+    """Eight coils see a smooth field, and none is known: all but what is the field's own, the image can do as well."""
+    n, coils, shots, samples, iterations, pull = 20, 8, 4, 150, 10, 2.0
+    trajectory, times = (
+        spiral_trajectory(n, shots, samples, power=1.5).double(),
+        torch.linspace(0, 0.012, samples).double(),
     )
-    found = Linearised(case.problem, IMAGE, THETA, PULL).step(IMAGE, 12)[1]
-    truth = torch.linalg.solve(system, rhs)[-6:]
-    assert relative(found - truth, truth) < 0.5 * relative(plain[-6:] - truth, truth)
+    basis = polynomials(n)
+    image, maps = smooth_head(n), ring_of_coils(n, coils)
+    field_hz = basis.field(torch.tensor([4.0, 8, -7, 5, 6, -5]).double())
+    kspace = signal(image, maps, field_hz, trajectory, times)
+    at = Whereabouts(torch.zeros(6).double(), torch.zeros(coils, 0, dtype=torch.complex128))
+    case = case_of(kspace, trajectory, times, image, at, basis, CoilErrors.none((n, n)))
+    system, rhs = dense(case, pull, image)
+    scale = system.diagonal().rsqrt()
+
+    def scaled(x: Tensor) -> Tensor:
+        return scale * (system @ (scale * x))
+
+    plain = scale * conjugate_gradient(scaled, scale * rhs, iterations=iterations, tolerance=0).image
+    found = case.near(pull).step(image, iterations).field
+    truth, plain = (field_of(case, x) for x in (torch.linalg.solve(system, rhs), plain))
+    assert relative(found - truth, truth) < 0.1
+    assert relative(plain - truth, truth) > 0.5
 
 
 @pytest.mark.slow
 def test_draws_have_the_covariance_of_the_dense_posterior(case, exact):
-    """Of `exp(-|J d|^2 - pull |x|^2 - |theta|_P^2 / 2)`, image included."""
-    count = 250
-    drawn = Linearised(case.problem, IMAGE, THETA, PULL).draws(count, torch.Generator().manual_seed(0), 30)
+    """Of `exp(-|J d|^2 - pull |x|^2 - |theta|_P^2 / 2 - |q|_Q^2)`, image included."""
+    count, generator, near = 250, Generator().manual_seed(0), case.near()
+    drawn = torch.stack([flat(near.draw(generator, 40))[2 * case.pixels :] for _ in range(count)])
     stacked = torch.cat([case.jacobian, torch.diag(weights(case, PULL))])
-    covariance = torch.linalg.inv(2 * stacked.T @ stacked)[-6:, -6:]
+    covariance = torch.linalg.inv(2 * stacked.T @ stacked)[2 * case.pixels :, 2 * case.pixels :]
     white = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), drawn.T, upper=False)
-    identity = torch.eye(6).double()
+    identity = torch.eye(len(white)).double()
     # Entries of the sample covariance have the variance 1 / count, those of its diagonal two.
     assert float((white @ white.T / count - identity).abs().max()) < 4.5 * math.sqrt(2 / count)
     assert abs(float(white.square().mean()) - 1) < 4 * math.sqrt(2 / white.numel())
@@ -137,11 +238,11 @@ def test_draws_have_the_covariance_of_the_dense_posterior(case, exact):
 
 
 def test_draws_are_wider_where_the_image_is_open(case):
-    wide, narrow = (
-        Linearised(case.problem, IMAGE, THETA, pull).draws(40, torch.Generator().manual_seed(0), 30).square().sum()
-        for pull in (PULL, 1e4)
-    )
-    assert float(wide) > 2 * float(narrow)
+    def spread(pull: float) -> float:
+        near, generator = case.near(pull), Generator().manual_seed(0)
+        return sum(float(near.draw(generator, 30).field.square().sum()) for _ in range(8))
+
+    assert spread(PULL) > 2 * spread(1e4)
 
 
 def test_functions_of_which_nothing_is_seen_stay_where_they_are(case):
@@ -154,7 +255,7 @@ def test_functions_of_which_nothing_is_seen_stay_where_they_are(case):
     )
     dark = IMAGE.clone()
     dark[0, 0] = 0
-    near = Linearised(replace(case.problem, basis=wider), dark, torch.cat([THETA, torch.ones(1)]), PULL)
-    step = near.step(dark, 30)[1]
+    at = case.at._replace(field=torch.cat([THETA, torch.ones(1)]))
+    step = Linearised(replace(case.problem, basis=wider), dark, at, PULL).step(dark, 30).field
     assert abs(float(step[-1])) < 1e-9
     assert float(step[:-1].abs().min()) > 1e-2

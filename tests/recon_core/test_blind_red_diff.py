@@ -58,8 +58,9 @@ def samples(unit: float) -> Tensor:
 
 
 def problem(unit: float = 20.0) -> BlindProblem:
-    encoding = Encoding(DirectSampling(TRAJECTORY, (N, N)), LowRank(TIMES.expand(SHOTS, SAMPLES), -200, 200, 1e-4))
-    found = BlindProblem.of(encoding, MAPS, samples(unit), basis())
+    times = TIMES.expand(SHOTS, SAMPLES)
+    encoding = Encoding(DirectSampling(TRAJECTORY, (N, N)), LowRank(times, -200, 200, 1e-4))
+    found = BlindProblem.of(encoding, MAPS, samples(unit), times, basis())
     return replace(found, unit=torch.tensor(unit).double())
 
 
@@ -108,7 +109,7 @@ def test_misfit_gradient_is_the_slope_of_the_misfit():
 
     step = 1e-3
     slope = (misfit(theta + step * way) - misfit(theta - step * way)) / (2 * step)
-    gradient = misfit_gradient(some, some.given(theta).model, image)
+    gradient = misfit_gradient(some, some.given(some.start._replace(field=theta)), image)
     assert float(gradient @ way) == pytest.approx(slope, rel=1e-3)
 
 
