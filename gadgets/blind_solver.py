@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -41,6 +42,9 @@ AT_THE_LIMIT = 0.002
 
 BEYOND_THE_LIMIT = 0.1
 """Part of the signal whose field may be at the limit for the rest to be believed."""
+
+STILL_TO_MOVE_HZ, RANGE_STEP_HZ = 20.0, 25.0
+"""By which the field may move once it is about right, and the steps in which ranges end, so that slices share some."""
 
 HELD_OUT_EVERY = 8
 """Of the interleaves, how many are one that is held out to judge by."""
@@ -189,15 +193,32 @@ class BlindSolver(PriorSolver):
         errors = None
         if self.refine_coil_maps and len(frame.samples.kspace) > 1:
             errors = CoilErrors.smooth(frame.space.shape, frame.space.encoded_fov_mm[1:]).to(frame.device)
-        problem = self._problem_of(frame, basis, errors)
         half = _halved(frame)
         if half is None:
-            return [alone(problem)]
-        return [coarse(self._problem_of(half, basis.halved, errors and errors.halved)), fine(problem)]
+            return [alone(lambda _: self._problem_of(frame, basis, errors))]
 
-    def _problem_of(self, frame: Frame, basis: FieldBasis, errors: CoilErrors | None) -> BlindProblem:
+        def about(coefficients: Tensor) -> BlindProblem:
+            """For fields near the one that is known by then, for which fewer functions of time suffice."""
+            low, high = (float(x) for x in basis.field(coefficients)[basis.mask].aminmax())
+            low_hz = RANGE_STEP_HZ * math.floor((low - STILL_TO_MOVE_HZ) / RANGE_STEP_HZ)
+            high_hz = RANGE_STEP_HZ * math.ceil((high + STILL_TO_MOVE_HZ) / RANGE_STEP_HZ)
+            return self._problem_of(frame, basis, errors, max(low_hz, -self.limit), min(high_hz, self.limit))
+
+        early = self._problem_of(half, basis.halved, errors and errors.halved)
+        return [coarse(lambda _: early), fine(about)]
+
+    def _problem_of(
+        self,
+        frame: Frame,
+        basis: FieldBasis,
+        errors: CoilErrors | None,
+        low_hz: float | None = None,
+        high_hz: float | None = None,
+    ) -> BlindProblem:
+        """For fields of a range, by default all within the limit."""
         assert frame.coil_maps is not None
-        encoding = encoding_with_field(frame, self.session, -self.limit, self.limit, self.off_resonance_error)
+        low_hz, high_hz = (-self.limit if low_hz is None else low_hz), (self.limit if high_hz is None else high_hz)
+        encoding = encoding_with_field(frame, self.session, low_hz, high_hz, self.off_resonance_error)
         return BlindProblem.of(encoding, frame.coil_maps, frame.samples.kspace, frame.times, basis, errors)
 
     def _doubts(self, frame: Frame, basis: FieldBasis, found: BlindEstimate) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -49,7 +49,8 @@ class Stage:
     """One walk through falling noise levels.
 
     Attributes:
-        problem: what is solved; all stages have the same functions of field and coil maps, on grids of their own.
+        problem: what is solved, from the field that is known by then, theta `[function]`; all stages have the same
+            functions of field and coil maps, on grids of their own.
         steps: falling noise levels.
         highest, lowest: the first and the last of them, of the unit image.
         more: steps at the lowest level that may follow while the field still moves.
@@ -58,7 +59,7 @@ class Stage:
             not their noise: coil maps, grid and denoised image have errors of their own, alike in many samples.
     """
 
-    problem: BlindProblem
+    problem: Callable[[Tensor], BlindProblem]
     steps: int
     highest: float
     lowest: float
@@ -67,17 +68,17 @@ class Stage:
     caution: float = 30.0
 
 
-def coarse(problem: BlindProblem) -> Stage:
+def coarse(problem: Callable[[Tensor], BlindProblem]) -> Stage:
     """From nothing, on half the grid: early samples, on which the field's phase has turned less than once or twice."""
     return Stage(problem, steps=12, highest=0.1, lowest=0.03, iterations=25, more=12)
 
 
-def fine(problem: BlindProblem) -> Stage:
+def fine(problem: Callable[[Tensor], BlindProblem]) -> Stage:
     """From a field that is about right, with all samples."""
     return Stage(problem, steps=4, highest=0.05, lowest=0.03, iterations=15)
 
 
-def alone(problem: BlindProblem) -> Stage:
+def alone(problem: Callable[[Tensor], BlindProblem]) -> Stage:
     """From nothing, where there is no coarse problem."""
     return Stage(problem, steps=12, highest=0.1, lowest=0.03, iterations=25, more=12)
 
@@ -105,11 +106,14 @@ def blind_gauss_newton(stages: Sequence[Stage], prior: Prior, run: Run, start: T
     if not stages:
         raise ValueError("expected at least one stage to find the field in")
     planned = sum(stage.steps + stage.more for stage in stages) + _IMAGE_STEPS
-    at, misfits, stopped = stages[0].problem.start._replace(field=start), list[float](), False
+    at: Whereabouts | None = None
+    misfits, stopped = list[float](), False
     for stage in stages:
         if stopped and stage is not stages[-1]:
             continue
-        problem = stage.problem.scaled_for(prior.convention, at)
+        problem = stage.problem(start if at is None else at.field)
+        at = at or problem.start._replace(field=start)
+        problem = problem.scaled_for(prior.convention, at)
         if stopped:  # only the image is left to be found
             break
         before = len(misfits)
@@ -118,6 +122,7 @@ def blind_gauss_newton(stages: Sequence[Stage], prior: Prior, run: Run, start: T
         misfits += along
         if stage is stages[0]:  # the cheapest
             deviation = _deviation(problem, image, at, run)
+    assert at is not None
     done = len(misfits)
     planned = planned if stopped else done + _IMAGE_STEPS
     rest = replace(run, go_on=lambda more, _: run.go_on(done + more, planned))

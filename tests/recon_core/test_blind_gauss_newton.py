@@ -92,7 +92,7 @@ def field_error(field_hz: Tensor, truth: tuple[Tensor, Tensor, Tensor]) -> float
 
 
 def stages_of(name: str, problem: BlindProblem, half: BlindProblem) -> list[Stage]:
-    return [alone(problem)] if name == "alone" else [coarse(half), fine(problem)]
+    return [alone(lambda _: problem)] if name == "alone" else [coarse(lambda _: half), fine(lambda _: problem)]
 
 
 @pytest.fixture(scope="module", params=["alone", "coarse and fine"])
@@ -153,7 +153,7 @@ def with_wrong_maps(truth) -> list[BlindEstimate]:
 
     def found(errors: CoilErrors | None) -> BlindEstimate:
         problem, half = (problem_of(scan(truth), truth[2], every, wrong_maps(), errors) for every in (1, 2))
-        stages = [replace(coarse(half), steps=6, more=0), replace(fine(problem), steps=3, more=0)]
+        stages = [replace(coarse(lambda _: half), steps=6, more=0), replace(fine(lambda _: problem), steps=3, more=0)]
         return blind_gauss_newton(stages, PRIOR, seeded(), NOTHING)
 
     return [found(None), found(CoilErrors.smooth((N, N), (210.0, 210.0)))]
@@ -207,7 +207,7 @@ def test_steps_at_the_lowest_level_follow_while_the_field_moves(half, few_draws,
         asked.append(planned)
         return True
 
-    stages = [replace(alone(half), steps=2, more=2)]
+    stages = [replace(alone(lambda _: half), steps=2, more=2)]
     found = blind_gauss_newton(stages, PRIOR, seeded(go_on=go_on), NOTHING)
     assert len(found.misfits) == 2 + more
     assert found.image.steps == found.image.planned == asked[-1] == 2 + more + 20
@@ -219,7 +219,7 @@ def test_same_seed_same_estimate(half, few_draws, monkeypatch):
     monkeypatch.setattr("recon_core.solvers.blind_gauss_newton._IMAGE_STEPS", 5)
 
     def found(seed: int) -> BlindEstimate:
-        stages = [replace(alone(half), steps=2, more=0)]
+        stages = [replace(alone(lambda _: half), steps=2, more=0)]
         return blind_gauss_newton(stages, PRIOR, seeded(seed, samples=2), NOTHING)
 
     first, again, other = (found(seed) for seed in (1, 1, 2))
@@ -235,7 +235,7 @@ def test_no_step_moves_the_field_further_than_its_limit(problem, truth, few_draw
     limit = 4.0
     monkeypatch.setattr("recon_core.solvers.blind_gauss_newton._LARGEST_STEP_HZ", limit)
     run = seeded(go_on=lambda done, planned: done < 1)
-    found = blind_gauss_newton([alone(problem)], PRIOR, run, NOTHING)
+    found = blind_gauss_newton([alone(lambda _: problem)], PRIOR, run, NOTHING)
     power = truth[0].abs().square()
     moved = ((found.field_hz.square() * power).sum() / power.sum()).sqrt()
     assert float(moved) == pytest.approx(limit, rel=0.2)
@@ -244,9 +244,9 @@ def test_no_step_moves_the_field_further_than_its_limit(problem, truth, few_draw
 def test_refusals(problem, truth):
     with pytest.raises(ValueError, match="expected at least one stage"):
         blind_gauss_newton([], PRIOR, seeded(), NOTHING)
-    rising = replace(alone(problem), highest=0.01, lowest=0.1)
+    rising = replace(alone(lambda _: problem), highest=0.01, lowest=0.1)
     with pytest.raises(ValueError, match="noise levels that fall"):
         blind_gauss_newton([rising], PRIOR, seeded(), NOTHING)
     nothing = problem_of(torch.zeros(COILS, SHOTS, SAMPLES, dtype=torch.complex64), truth[2])
     with pytest.raises(ValueError, match="cannot be scaled"):
-        blind_gauss_newton([alone(nothing)], PRIOR, seeded(), NOTHING)
+        blind_gauss_newton([alone(lambda _: nothing)], PRIOR, seeded(), NOTHING)
