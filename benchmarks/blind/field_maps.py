@@ -5,8 +5,8 @@
 
 The scans are those of `benchmarks.blind.problems`: the exact signal of a finer object, coil maps from the centre of the
 same noisy spiral. What is measured are the gadgets, as a pipeline holds them. Every score is kept in FILE.scores.json
-beside FILE.md, so that a run which was interrupted, or whose minutes were over, goes on where it was: those of RESULTS.md
-are `benchmarks/scores/field_maps.scores.json`. Delete them where methods have changed.
+beside FILE.md, so that a run which was interrupted, or whose minutes were over, goes on where it was: those of
+RESULTS.md are `benchmarks/scores/field_maps.scores.json`. Delete them where methods have changed.
 """
 
 from __future__ import annotations
