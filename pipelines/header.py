@@ -184,7 +184,7 @@ def _wrong_values(node: Any, path: str) -> Iterator[str]:
             where = f"{path}{field.name}"
             if is_dataclass(each):
                 yield from _wrong_values(each, f"{where}/")
-            elif _required(field) and (each is None or (each == "" and field.type != "str")):
+            elif _required(field) and (each is None or (each == "" and "str" not in str(field.type))):
                 yield f"{where}: expected a value, got none"
             elif isinstance(each, int) and not -INT64 <= each < INT64:
                 yield _out_of_range(where, "of 64 bits", each)
@@ -193,7 +193,8 @@ def _wrong_values(node: Any, path: str) -> Iterator[str]:
 
 
 def _required(field: Field[Any]) -> bool:
-    return field.default is MISSING and field.default_factory is MISSING
+    """Old releases of ismrmrd give required fields the default None, and say so in their metadata."""
+    return bool(field.metadata.get("required")) or (field.default is MISSING and field.default_factory is MISSING)
 
 
 def _wrong_space(space: Any, name: str, channels: int, bounds: Bounds) -> Iterator[str]:
