@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from gadgets.frame import Frame, Samples, SeriesImage
 from gadgets.gadget import Session
-from gadgets.imaging_model import encoding_of, encoding_with_field, model_of, moment_of_the_centre
+from gadgets.imaging_model import encoding_of, encoding_with_field, frequency_range, model_of, moment_of_the_centre
 from gadgets.prior_solver import PriorSolver, prior_property
 from gadgets.property import choice, flag, integer, real
 from recon_core.coil_errors import CoilErrors
@@ -43,8 +42,8 @@ AT_THE_LIMIT = 0.002
 BEYOND_THE_LIMIT = 0.1
 """Part of the signal whose field may be at the limit for the rest to be believed."""
 
-STILL_TO_MOVE_HZ, RANGE_STEP_HZ = 20.0, 25.0
-"""By which the field may move once it is about right, and the steps in which ranges end, so that slices share some."""
+STILL_TO_MOVE_HZ = 20.0
+"""By which the field may move once it is about right."""
 
 HELD_OUT_EVERY = 8
 """Of the interleaves, how many are one that is held out to judge by."""
@@ -199,9 +198,8 @@ class BlindSolver(PriorSolver):
 
         def about(coefficients: Tensor) -> BlindProblem:
             """For fields near the one that is known by then, for which fewer functions of time suffice."""
-            low, high = (float(x) for x in basis.field(coefficients)[basis.mask].aminmax())
-            low_hz = RANGE_STEP_HZ * math.floor((low - STILL_TO_MOVE_HZ) / RANGE_STEP_HZ)
-            high_hz = RANGE_STEP_HZ * math.ceil((high + STILL_TO_MOVE_HZ) / RANGE_STEP_HZ)
+            field_hz = basis.field(coefficients)[basis.mask]
+            low_hz, high_hz = frequency_range(torch.cat([field_hz - STILL_TO_MOVE_HZ, field_hz + STILL_TO_MOVE_HZ]))
             return self._problem_of(frame, basis, errors, max(low_hz, -self.limit), min(high_hz, self.limit))
 
         early = self._problem_of(half, basis.halved, errors and errors.halved)

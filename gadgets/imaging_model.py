@@ -38,7 +38,7 @@ def model_of(frame: Frame, session: Session, off_resonance_error: float) -> Line
     if frame.field_map is None:
         model = LinearModel(encoding_of(frame, session), frame.coil_maps)
     else:
-        low_hz, high_hz = _range(frame.field_map)
+        low_hz, high_hz = frequency_range(frame.field_map)
         encoding = encoding_with_field(frame, session, low_hz, high_hz, off_resonance_error)
         model = LinearModel(encoding, frame.coil_maps, frame.field_map)
         frame.history.append(
@@ -75,8 +75,12 @@ def moment_of_the_centre(frame: Frame) -> float:
     return float(frame.times.gather(-1, nearest).mean())
 
 
-def _range(field_map: Tensor) -> tuple[float, float]:
-    """From the next multiple of the step below the field to the next above it."""
+def frequency_range(field_map: Tensor) -> tuple[float, float]:
+    """From the next multiple of the step below the field to the next above it, in Hz.
+
+    Raises:
+        ValueError: the field is not finite.
+    """
     if not torch.isfinite(field_map).all():
         raise ValueError("the field map holds values that are not finite")
     low, high = (float(x) / RANGE_STEP_HZ for x in field_map.aminmax())
