@@ -16,7 +16,7 @@ from gadgets.gadget import COIL_MAPS, FRAMES, IMAGE, WHITENED, Gadget, Session
 from gadgets.imaging_model import model_of
 from gadgets.memory import begun, taken_on_the_cpu
 from gadgets.property import integer, real
-from recon_core.calibration.outer_noise import outer_noise
+from recon_core.calibration.unmeasured_noise import unmeasured_noise
 from recon_core.operators.linear_model import LinearModel
 from recon_core.solvers.linear_problem import LinearProblem
 from recon_core.solvers.run import Budget, Estimate, Run
@@ -46,7 +46,7 @@ class Solver(Gadget[Frame]):
     before it. On other machines each frame is a batch of its own.
 
     The data have the weight that unit noise gives them. Where prewhitening found no noise data, the noise of each frame
-    is estimated from its outermost samples, which is told and stands in the history.
+    is estimated from its samples (`unmeasured_noise`), which is told and stands in the history.
     """
 
     takes = Frame
@@ -183,11 +183,11 @@ class Solver(Gadget[Frame]):
         if not self._estimate_told:
             self._estimate_told = True
             self.session.tell(
-                f"{name}: the noise was not measured, and is estimated from the outermost samples of k-space. Signal "
-                f"among them makes it too large, and the image too smooth. {REMEDY} (told once)."
+                f"{name}: the noise was not measured, and is estimated from what cannot be signal, or hardly, in the "
+                f"samples. Signal there makes it too large, and the image too smooth. {REMEDY} (told once)."
             )
         for frame, level in zip(frames, levels, strict=True):
-            frame.history.append(f"{name}: noise of {level:.3g} per sample, estimated from the outermost samples")
+            frame.history.append(f"{name}: noise of {level:.3g} per sample, estimated from the samples")
         return like.new_tensor(levels)
 
     def _nothing(self, frame: Frame) -> tuple[Tensor, Tensor | None]:
@@ -250,7 +250,7 @@ def _require_unit_noise(frames: Sequence[Frame]) -> None:
 
 def _estimated_noise(frame: Frame) -> float:
     try:
-        return outer_noise(frame.samples.kspace, frame.samples.trajectory)
+        return unmeasured_noise(frame.samples.kspace, frame.samples.trajectory)
     except ValueError as error:
         raise ValueError(
             f"the noise of {frame.label} was not measured, and is not to be seen: {error}. {REMEDY}"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from recon_core.calibration.outer_noise import outer_noise
+from recon_core.calibration.unmeasured_noise import MODELS_MISS, out_of_band_noise, outer_noise, unmeasured_noise
 
 from phantom_scan import Phantom, cartesian, head, spokes
 
@@ -51,3 +51,38 @@ def test_zeros_for_noise_are_refused(edge):
     found.kspace[:, found.trajectory.square().sum(0) > 18**2] = edge
     with pytest.raises(ValueError, match="expected noise in the 10% of the samples"):
         outer_noise(found.kspace, found.trajectory)
+
+
+def dense_spokes(number=40, per_cycle=4) -> np.ndarray:
+    """`[shot, sample, (x, y)]` with so many samples per cycle of the field of view."""
+    radius = np.arange(-24 * per_cycle, 24 * per_cycle) / per_cycle
+    angles = np.pi * np.arange(number) / number
+    return radius[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=-1)[:, None]
+
+
+@pytest.mark.parametrize("noise", [1e-3, 0.1])
+def test_dense_readouts_tell_the_noise_though_signal_is_everywhere(noise):
+    rough = np.random.default_rng(2).standard_normal((48, 48)) + 5 * head()
+    found = Phantom.scanned(dense_spokes(), noise=noise, image=10 * rough).samples()
+    assert out_of_band_noise(found.kspace, found.trajectory) == pytest.approx(noise, rel=0.1)
+    assert outer_noise(found.kspace, found.trajectory) > 3
+
+
+def test_readouts_as_dense_as_the_field_of_view_asks_for_tell_nothing_so():
+    found = samples(dense_spokes(per_cycle=1))
+    assert out_of_band_noise(found.kspace, found.trajectory) is None
+    found = samples(cartesian())
+    assert out_of_band_noise(found.kspace, found.trajectory) is None
+    assert unmeasured_noise(found.kspace, found.trajectory) == outer_noise(found.kspace, found.trajectory)
+
+
+def test_pieces_of_zeros_were_not_measured():
+    found = samples(dense_spokes(), noise=0.5)
+    found.kspace[..., 64:80] = 0
+    assert out_of_band_noise(found.kspace, found.trajectory) == pytest.approx(0.5, rel=0.1)
+
+
+def test_data_are_not_taken_for_more_exact_than_models_are():
+    found = samples(dense_spokes(), noise=1e-6)
+    rms = float(found.kspace.abs().square().mean().sqrt())
+    assert unmeasured_noise(found.kspace, found.trajectory) == pytest.approx(MODELS_MISS * rms)
