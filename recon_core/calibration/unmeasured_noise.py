@@ -80,7 +80,6 @@ def out_of_band_noise(kspace: Tensor, trajectory: Tensor) -> float | None:
     return math.sqrt(float(power[:, beyond].median(1).values.mean()) / math.log(2))
 
 
-
 def outer_noise(kspace: Tensor, trajectory: Tensor) -> float:
     """Standard deviation of the noise per complex sample, from the samples farthest from the centre of k-space.
 

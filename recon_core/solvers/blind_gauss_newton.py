@@ -23,7 +23,9 @@ _LARGEST_STEP_HZ = 30.0
 _AT_REST_HZ = 1.0
 """Step, root mean square where the image is, below which the field has come to rest."""
 
-_IMAGE_STEPS = 20
+_IMAGE_STEPS = 8
+_IMAGE_LEVEL = 0.1
+"""Noise in which what is left to be found of the image is lost once its field is known: no more need be forgotten."""
 
 _LOOKS = 2
 """Noisy images of which the denoised ones are averaged in each step, so that chance does not move the field."""
@@ -55,6 +57,8 @@ class Stage:
         highest, lowest: the first and the last of them, of the unit image.
         more: steps at the lowest level that may follow while the field still moves.
         iterations: of conjugate gradients in each step.
+        momentum: part of the last change of field and maps that is made once more with the next. The denoised image
+            holds part of the field's error, which so is mended in half the steps; far from the end it overshoots.
         caution: times that what is known of fields beforehand counts. Most of what the data seem to say against it is
             not their noise: coil maps, grid and denoised image have errors of their own, alike in many samples.
     """
@@ -65,6 +69,7 @@ class Stage:
     lowest: float
     iterations: int
     more: int = 0
+    momentum: float = 0.0
     caution: float = 30.0
 
 
@@ -75,7 +80,7 @@ def coarse(problem: Callable[[Tensor], BlindProblem]) -> Stage:
 
 def fine(problem: Callable[[Tensor], BlindProblem]) -> Stage:
     """From a field that is about right, with all samples."""
-    return Stage(problem, steps=4, highest=0.05, lowest=0.03, iterations=15)
+    return Stage(problem, steps=8, highest=0.05, lowest=0.03, iterations=12, momentum=0.6)
 
 
 def alone(problem: Callable[[Tensor], BlindProblem]) -> Stage:
@@ -127,7 +132,8 @@ def blind_gauss_newton(stages: Sequence[Stage], prior: Prior, run: Run, start: T
     planned = planned if stopped else done + _IMAGE_STEPS
     rest = replace(run, go_on=lambda more, _: run.go_on(done + more, planned))
     last = problem if not len(problem.coil_errors.deviation) else _with_known_maps(problem, at, prior)
-    found = decomposed_diffusion(last.given(last.start._replace(field=at.field)), prior, rest, steps=_IMAGE_STEPS)
+    given = last.given(last.start._replace(field=at.field))
+    found = decomposed_diffusion(given, prior, rest, steps=_IMAGE_STEPS, highest=_IMAGE_LEVEL)
     found = replace(found, steps=done + found.steps, planned=planned)
     field_hz = problem.field(at.field)
     deviation_hz = _field_deviation(problem, deviation)
@@ -147,6 +153,8 @@ def _walked(
     given = problem.given(at)
     image = given.tempered(torch.zeros_like(given.adjoint)[None], levels[0], None, _FIRST_ITERATIONS)[0]
     misfits: list[float] = []
+    still = problem.start
+    last = Whereabouts(torch.zeros_like(still.field), torch.zeros_like(still.coils))
     for done, level in enumerate([*levels, *levels[-1:] * stage.more]):
         if not run.go_on(done, stage.steps + stage.more):
             return image, at, misfits, True
@@ -155,8 +163,11 @@ def _walked(
         open_ = max(level, _OPEN)
         change = Linearised(problem, image, at, 1 / (2 * open_**2), stage.caution).step(denoised, stage.iterations)
         moved_hz = _size(problem, image, change.field)
-        change = change._replace(field=change.field * (_LARGEST_STEP_HZ / max(moved_hz, _LARGEST_STEP_HZ)))
-        at = Whereabouts(at.field + change.field, at.coils + change.coils)
+        shorter = _LARGEST_STEP_HZ / max(moved_hz, _LARGEST_STEP_HZ)
+        last = Whereabouts(
+            shorter * change.field + stage.momentum * last.field, change.coils + stage.momentum * last.coils
+        )
+        at = Whereabouts(at.field + last.field, at.coils + last.coils)
         given = problem.given(at)
         image = given.tempered(denoised[None], open_, (image + change.image)[None], _IMAGE_ITERATIONS)[0]
         misfits.append(float(given.misfit(image)) / problem.samples)

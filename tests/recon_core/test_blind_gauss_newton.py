@@ -16,7 +16,7 @@ from recon_core.operators.off_resonance import LowRank
 from recon_core.operators.sampling import sampling_operator
 from recon_core.priors.library import load_prior
 from recon_core.simulation import exact_signal, head
-from recon_core.solvers.blind_gauss_newton import Stage, alone, blind_gauss_newton, coarse, fine
+from recon_core.solvers.blind_gauss_newton import _IMAGE_STEPS, Stage, alone, blind_gauss_newton, coarse, fine
 from recon_core.solvers.blind_problem import BlindEstimate, BlindProblem
 from recon_core.solvers.decomposed_diffusion import decomposed_diffusion
 from recon_core.solvers.run import Run
@@ -125,7 +125,7 @@ def test_the_image_is_nearly_that_of_the_true_field(found, without_and_known, tr
 
 
 def test_what_is_told_of_the_run_is_true(found, truth):
-    assert found.image.steps == found.image.planned == len(found.misfits) + 20
+    assert found.image.steps == found.image.planned == len(found.misfits) + _IMAGE_STEPS
     assert found.misfits[-1] == pytest.approx(1, abs=0.4)
     assert found.misfits[0] > 3 * found.misfits[-1]
     told = float(found.field_deviation_hz[truth[2]].square().mean().sqrt())
@@ -189,7 +189,7 @@ def test_stops_when_told(problem, half, few_draws, name, enough):
         return done < enough
 
     found = blind_gauss_newton(stages, PRIOR, seeded(go_on=go_on), NOTHING)
-    planned = sum(stage.steps + stage.more for stage in stages) + 20
+    planned = sum(stage.steps + stage.more for stage in stages) + _IMAGE_STEPS
     assert (found.image.steps, found.image.planned, len(found.misfits)) == (enough, planned, enough)
     assert sorted(set(asked)) == [(done, planned) for done in range(enough + 1)]
     assert found.image.image.shape == found.field_hz.shape == (N, N)
@@ -210,8 +210,8 @@ def test_steps_at_the_lowest_level_follow_while_the_field_moves(half, few_draws,
     stages = [replace(alone(lambda _: half), steps=2, more=2)]
     found = blind_gauss_newton(stages, PRIOR, seeded(go_on=go_on), NOTHING)
     assert len(found.misfits) == 2 + more
-    assert found.image.steps == found.image.planned == asked[-1] == 2 + more + 20
-    assert asked[0] == 24
+    assert found.image.steps == found.image.planned == asked[-1] == 2 + more + _IMAGE_STEPS
+    assert asked[0] == 4 + _IMAGE_STEPS
 
 
 def test_same_seed_same_estimate(half, few_draws, monkeypatch):
