@@ -23,6 +23,12 @@ _LARGEST_STEP_HZ = 30.0
 _AT_REST_HZ = 1.0
 """Step, root mean square where the image is, below which the field has come to rest."""
 
+_MOMENTUM = 0.6
+"""Part of the last change of field and maps that is made once more with the next.
+
+The denoised image still holds part of the field's error, so that each step alone mends but a part of it.
+"""
+
 _IMAGE_STEPS = 8
 _IMAGE_LEVEL = 0.1
 """Noise in which what is left to be found of the image is lost once its field is known: no more need be forgotten."""
@@ -57,8 +63,6 @@ class Stage:
         highest, lowest: the first and the last of them, of the unit image.
         more: steps at the lowest level that may follow while the field still moves.
         iterations: of conjugate gradients in each step.
-        momentum: part of the last change of field and maps that is made once more with the next. The denoised image
-            holds part of the field's error, which so is mended in half the steps; far from the end it overshoots.
         caution: times that what is known of fields beforehand counts. Most of what the data seem to say against it is
             not their noise: coil maps, grid and denoised image have errors of their own, alike in many samples.
     """
@@ -69,23 +73,22 @@ class Stage:
     lowest: float
     iterations: int
     more: int = 0
-    momentum: float = 0.0
     caution: float = 30.0
 
 
 def coarse(problem: Callable[[Tensor], BlindProblem]) -> Stage:
     """From nothing, on half the grid: early samples, on which the field's phase has turned less than once or twice."""
-    return Stage(problem, steps=12, highest=0.1, lowest=0.03, iterations=25, more=12)
+    return Stage(problem, steps=16, highest=0.1, lowest=0.03, iterations=25, more=8)
 
 
 def fine(problem: Callable[[Tensor], BlindProblem]) -> Stage:
     """From a field that is about right, with all samples."""
-    return Stage(problem, steps=8, highest=0.05, lowest=0.03, iterations=12, momentum=0.6)
+    return Stage(problem, steps=8, highest=0.05, lowest=0.03, iterations=12)
 
 
 def alone(problem: Callable[[Tensor], BlindProblem]) -> Stage:
     """From nothing, where there is no coarse problem."""
-    return Stage(problem, steps=12, highest=0.1, lowest=0.03, iterations=25, more=12)
+    return Stage(problem, steps=16, highest=0.1, lowest=0.03, iterations=25, more=8)
 
 
 def blind_gauss_newton(stages: Sequence[Stage], prior: Prior, run: Run, start: Tensor) -> BlindEstimate:
@@ -164,9 +167,7 @@ def _walked(
         change = Linearised(problem, image, at, 1 / (2 * open_**2), stage.caution).step(denoised, stage.iterations)
         moved_hz = _size(problem, image, change.field)
         shorter = _LARGEST_STEP_HZ / max(moved_hz, _LARGEST_STEP_HZ)
-        last = Whereabouts(
-            shorter * change.field + stage.momentum * last.field, change.coils + stage.momentum * last.coils
-        )
+        last = Whereabouts(shorter * change.field + _MOMENTUM * last.field, change.coils + _MOMENTUM * last.coils)
         at = Whereabouts(at.field + last.field, at.coils + last.coils)
         given = problem.given(at)
         image = given.tempered(denoised[None], open_, (image + change.image)[None], _IMAGE_ITERATIONS)[0]

@@ -23,7 +23,7 @@ from pipelines.registry import installed_gadgets
 from recon_core.cache import ContentCache
 from recon_core.field_basis import monomials
 from recon_core.simulation import exact_signal, head
-from recon_core.solvers.blind_gauss_newton import coarse, fine
+from recon_core.solvers.blind_gauss_newton import _IMAGE_STEPS, coarse, fine
 from recon_core.solvers.decomposed_diffusion import decomposed_diffusion
 
 from analytic import complex_noise, positions, relative, ring_of_coils, spiral_trajectory
@@ -43,7 +43,7 @@ MAGNITUDE, MASK = (part[0] for part in head((N, N), FOV_MM / N, [20.0], torch.Ge
 IMAGE = 80 * MAGNITUDE * torch.exp(2j * math.pi * (0.3 * X + 0.5 * Y**2))
 
 
-PLANNED = sum(stage(None).steps + stage(None).more for stage in (coarse, fine)) + 20
+PLANNED = sum(s.steps + s.more for s in (coarse(None), fine(None))) + _IMAGE_STEPS
 """Steps, at most."""
 
 CACHE = ContentCache(2**28)
@@ -157,7 +157,7 @@ def test_the_history_tells_method_prior_limit_and_misfits(found):
         r"BlindSolver: gauss_newton with head_unet, smooth fields within 100 Hz, 2 samples, (\d+) of (\d+) steps in ",
         how,
     )
-    assert coarse(None).steps + fine(None).steps + 20 <= int(steps[1]) == int(steps[2]) <= PLANNED
+    assert coarse(None).steps + fine(None).steps + _IMAGE_STEPS <= int(steps[1]) == int(steps[2]) <= PLANNED
     words = re.fullmatch(
         r"BlindSolver: held-out interleaves are missed by (\S+) per sample with the field, (\S+) without", judged
     )
