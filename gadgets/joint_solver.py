@@ -36,7 +36,7 @@ class JointSolver(PriorSolver):
 
     prior = prior_property("head_pogmdm")
     steps = integer(20, "noise levels, each one question to the prior", low=1, high=100000)
-    smoothness = real(1.0, "weight of the penalty on what varies fast in coil maps", low=1e-6, high=1e6)
+    smoothness = real(3.0, "weight of the penalty on what varies fast in coil maps", low=1e-6, high=1e6)
 
     @property
     def _what(self) -> str:

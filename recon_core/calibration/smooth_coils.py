@@ -71,7 +71,8 @@ class Smoothness:
 
     def transform(self, wide: Tensor) -> Tensor:
         """The orthonormal sine transform of the last two axes, which is its own inverse."""
-        return _between(*self._sines, wide)
+        along_y, along_x = self._sines
+        return _between(along_y, along_x, wide)
 
     def slow(self, precision: float) -> SlowModes:
         """The modes along either axis that are not all held more strongly than by a precision, but at least one."""
