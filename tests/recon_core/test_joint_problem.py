@@ -130,9 +130,8 @@ def test_slow_modes_are_the_first_ones_of_the_transform():
 
 
 def test_maps_of_slow_modes_are_those_of_all(radial, monkeypatch):
-    """Here even all of them are few, so that most are left out."""
     problem, *_ = radial
-    image, penalty = smooth_head(N)[None].to(problem.data.dtype), Smoothness((N, N), 1.0)
+    image, penalty = smooth_head(N)[None].to(problem.data.dtype), Smoothness((N, N), 10.0)
     slow = CoilFit(problem, penalty)
     monkeypatch.setattr(coil_fit, "_BEYOND", math.inf)
     every = CoilFit(problem, penalty)

