@@ -51,9 +51,13 @@ from recon_core.solvers.run import Estimate, Run
 from recon_core.trajectories import cartesian_lines, linear_angles, radial_spokes
 
 TUNING_SLICES = 2
-TV_WEIGHTS = [2 ** (i / 2) for i in range(-5, 1)]
+WEIGHTS = {  # that are tried on the tuning slices
+    "joint_tv": [2 ** (i / 2) for i in range(-5, 1)],
+    "joint_pogmdm_map": [2 ** (i / 2) for i in range(-6, -1)],
+    "joint_pogmdm_mmse": [2 ** (i / 2) for i in range(-6, -1)],
+}
 KNOTS = 5
-MAP_LEVEL, MAP_STEPS = 0.05, 60
+MAP_STEPS = 60
 
 
 def _lines(matrix: int, share: float) -> Tensor:
@@ -178,12 +182,15 @@ def _calibrated(solve: Callable[..., Estimate], prior: str, scan: CoilScan, run:
     return solve(problem, _prior(prior), run).image * problem.unit, scan.espirit_maps
 
 
-def _joint(solve: Callable[..., JointEstimate], prior: str, refine: bool, scan: CoilScan, run: Run) -> Found:
+def _joint(solve: Callable[..., JointEstimate], prior: str, scan: CoilScan, run: Run, **settings: float) -> Found:
     problem = _problem(scan, prior)
-    found = solve(problem, _prior(prior), run)
-    if refine:
-        found = map_estimate(problem, _prior(prior), found, run, steps=MAP_STEPS, level=MAP_LEVEL)
+    found = solve(problem, _prior(prior), run, **settings)
     return found.image * problem.unit, found.coil_maps
+
+
+def _most_likely(problem: JointProblem, prior: Prior, run: Run, weight: float) -> JointEstimate:
+    found = joint_diffusion(problem, prior, run, weight=weight)
+    return map_estimate(problem, prior, found, run, steps=MAP_STEPS, weight=weight)
 
 
 METHODS: dict[str, tuple[Callable[..., Found], int]] = {  # and the samples that are drawn
@@ -191,10 +198,10 @@ METHODS: dict[str, tuple[Callable[..., Found], int]] = {  # and the samples that
     "joint_tv": (_joint_tv, 1),
     "espirit_red_diff": (partial(_calibrated, red_diff, "head_unet"), 1),
     "espirit_decomposed_diffusion": (partial(_calibrated, decomposed_diffusion, "head_unet"), 4),
-    "joint_pogmdm_map": (partial(_joint, joint_diffusion, "head_pogmdm", True), 1),
-    "joint_pogmdm_mmse": (partial(_joint, joint_diffusion, "head_pogmdm", False), 10),
-    "joint_pogmdm_langevin": (partial(_joint, joint_langevin, "head_pogmdm", False), 4),
-    "joint_unet": (partial(_joint, joint_diffusion, "head_unet", False), 4),
+    "joint_pogmdm_map": (partial(_joint, _most_likely, "head_pogmdm"), 1),
+    "joint_pogmdm_mmse": (partial(_joint, joint_diffusion, "head_pogmdm"), 10),
+    "joint_pogmdm_langevin": (partial(_joint, joint_langevin, "head_pogmdm"), 4),
+    "joint_unet": (partial(_joint, joint_diffusion, "head_unet"), 4),
 }
 
 
@@ -241,13 +248,15 @@ def null_space_residual(coil_maps: Tensor, coil_images: Tensor) -> float:
     return float(torch.linalg.vector_norm(left) / torch.linalg.vector_norm(coil_images))
 
 
-def reconstructed(method: str, scan: CoilScan, seed: int, weight: float) -> tuple[Tensor, Tensor, float]:
-    """Image, maps and seconds."""
-    solve, samples = METHODS[method]
-    settings = {"weight": weight} if method == "joint_tv" else {}
+def reconstructed(
+    method: str, scan: CoilScan, seed: int, weight: float | None, samples: int | None = None
+) -> tuple[Tensor, Tensor, float]:
+    """Image, maps and seconds; as many samples as the method draws by default."""
+    solve, usual = METHODS[method]
+    settings = {} if weight is None else {"weight": weight}
     _ = scan.encoding.kernels
     began = time.perf_counter()
-    image, maps = solve(scan, Run(torch.Generator().manual_seed(seed), samples), **settings)
+    image, maps = solve(scan, Run(torch.Generator().manual_seed(seed), samples or usual), **settings)
     return image, maps, time.perf_counter() - began
 
 
@@ -261,23 +270,29 @@ class Bench:
         self._tuning = [lru_cache(1)(partial(scanner.coil_scan, s, 1000 + i)) for i, s in enumerate(tune)]
 
     def rows(self, methods: list[str]) -> dict[str, list[Score]]:
-        """Scores of all slices that are kept or that there is time for."""
-        weight = self._weight() if "joint_tv" in methods else 0.0
-        fits = {method: lru_cache(1)(partial(self._fit, method, weight or 0.0)) for method in methods}
-        found: dict[str, list[Score]] = {method: [] for method in methods}
+        """Scores of all slices that are kept or that there is time for, by method and weight."""
+        weights = {method: self._weight(method) for method in methods if method in WEIGHTS}
+        labels = {m: f"{m}, weight {w:.2g}" if (w := weights.get(m)) else m for m in methods}
+        found: dict[str, list[Score]] = {labels[method]: [] for method in methods}
+        fits = {method: lru_cache(1)(partial(self._fit, method, weights.get(method))) for method in methods}
         for number in torch.randperm(len(self._test), generator=torch.Generator().manual_seed(0)).tolist():
             scan = lru_cache(1)(partial(self._scanner.coil_scan, self._test[number], number))
             for method in methods:
-                if method == "joint_tv" and weight is None:
+                if method in WEIGHTS and weights[method] is None:
                     continue
                 key = f"{self._name}, test {number} of {len(self._test)}: {method}"
-                compute = partial(self._score, method, scan, number, fits[method], weight or 0.0)
+                compute = partial(self._score, method, scan, number, fits[method], weights.get(method))
                 if (score := self._kept.get(key, compute)) is not None:
-                    found[method].append(Score(*score))
+                    found[labels[method]].append(Score(*score))
         return found
 
     def _score(
-        self, method: str, scan: Callable[[], CoilScan], seed: int, fit: Callable[[], IntensityFit], weight: float
+        self,
+        method: str,
+        scan: Callable[[], CoilScan],
+        seed: int,
+        fit: Callable[[], IntensityFit],
+        weight: float | None,
     ) -> Score:
         print(f"  {method}", file=sys.stderr)
         image, maps, seconds = reconstructed(method, scan(), seed, weight)
@@ -285,24 +300,24 @@ class Bench:
         residuals = (null_space_residual(m, scan().coil_images) for m in (maps, scan().espirit_maps))
         return Score(psnr(image, truth), psnr(fitted, truth), ssim(fitted, truth), *residuals, seconds)
 
-    def _fit(self, method: str, weight: float) -> IntensityFit:
+    def _fit(self, method: str, weight: float | None) -> IntensityFit:
         scans = [scan() for scan in self._tuning]
         images = [reconstructed(method, scan, 0, weight)[0] for scan in scans]
         return IntensityFit(images, [scan.truth for scan in scans])
 
-    def _weight(self) -> float | None:
-        """Of total variation: the best by PSNR on the tuning slices; None where there was no time to find it."""
+    def _weight(self, method: str) -> float | None:
+        """The best by PSNR of one sample on the tuning slices; None where there was no time to find it."""
         gains = []
-        for weight in TV_WEIGHTS:
-            key = f"{self._name}, tune {len(self._tuning)}: joint_tv {weight:g}"
-            gain = self._kept.get(key, partial(self._gain, weight))
+        for weight in WEIGHTS[method]:
+            key = f"{self._name}, tune {len(self._tuning)}: {method} {weight:g}"
+            gain = self._kept.get(key, partial(self._gain, method, weight))
             if gain is None:
                 return None
             gains.append(gain)
-        return TV_WEIGHTS[gains.index(max(gains))]
+        return WEIGHTS[method][gains.index(max(gains))]
 
-    def _gain(self, weight: float) -> float:
-        return mean(psnr(reconstructed("joint_tv", s(), 0, weight)[0], s().truth) for s in self._tuning)
+    def _gain(self, method: str, weight: float) -> float:
+        return mean(psnr(reconstructed(method, s(), 0, weight, 1)[0], s().truth) for s in self._tuning)
 
 
 HEADER = ["PSNR in dB", "PSNR fitted", "SSIM fitted", "residual in %", "ESPIRiT's", "s per slice", "slices"]
@@ -327,7 +342,7 @@ Held-out slices, {matrix} x {matrix} pixels, simulated as for `benchmarks.solver
 {snr:g}. R counts the calibration in: 8 or 4 % of the lines, a square of 8 % for the Gaussian, what the spokes have. No
 joint method is given maps. Fitted: after a cubic spline of the intensities, fitted on {TUNING_SLICES} validation slices
 as in paper 003. Residual: norm of what the maps cannot make of the fully sampled coil images without noise, relative to
-these. The weight of TV is tuned on the validation slices."""
+these. The weights of TV and of the PoGMDM are tuned on the validation slices, the latter with one sample."""
 
 
 def main() -> None:

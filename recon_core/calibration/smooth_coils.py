@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -70,9 +71,14 @@ class Smoothness:
 
     def transform(self, wide: Tensor) -> Tensor:
         """The orthonormal sine transform of the last two axes, which is its own inverse."""
-        along_y, along_x = (sines.to(wide.real.dtype) for sines in self._sines)
-        parts = torch.view_as_real(wide.resolve_conj()).movedim(-1, 0)
-        return torch.view_as_complex((along_y @ parts @ along_x).movedim(0, -1).contiguous())
+        along_y, along_x = self._sines
+        return _between(along_y, along_x, wide)
+
+    def slow(self, precision: float) -> SlowModes:
+        """The modes along either axis that are not all held more strongly than by a precision, but at least one."""
+        counts = [max(1, int((least < precision).sum())) for least in (self.precisions[:, 0], self.precisions[0])]
+        along_y, along_x = (sines[:count] for sines, count in zip(self._sines, counts, strict=True))
+        return SlowModes(self.precisions[: counts[0], : counts[1]], along_y, along_x, tuple(self._margins))
 
     def cropped(self, wide: Tensor) -> Tensor:
         """From the wide grid to the field of view."""
@@ -86,6 +92,51 @@ class Smoothness:
 
     def _precisions(self, wide: Tensor) -> Tensor:
         return self.precisions.to(wide.real.dtype)
+
+
+@dataclass(frozen=True)
+class SlowModes:
+    """The first sine transforms c of coil maps along either axis: all that matters where the others are held at zero.
+
+    They are few, which makes all that is done with them much quicker than on the wide grid.
+
+    Attributes:
+        precisions: of the penalty, `[modes along y, modes along x]`.
+    """
+
+    precisions: Tensor
+    _along_y: Tensor
+    _along_x: Tensor
+    _margins: tuple[int, ...]
+
+    def maps(self, modes: Tensor) -> Tensor:
+        """On the field of view, `[..., y, x]`, of modes `[..., modes along y, modes along x]`."""
+        along_y, along_x = self._inside
+        return _between(along_y.T, along_x, modes)
+
+    def adjoint(self, maps: Tensor) -> Tensor:
+        """Of `maps`."""
+        along_y, along_x = self._inside
+        return _between(along_y, along_x.T, maps)
+
+    def wide(self, modes: Tensor) -> Tensor:
+        """Maps on the wide grid."""
+        return _between(self._along_y.T, self._along_x, modes)
+
+    @property
+    def _inside(self) -> tuple[Tensor, Tensor]:
+        along_y, along_x = (
+            sines[:, margin : sines.shape[1] - margin]
+            for sines, margin in zip((self._along_y, self._along_x), self._margins, strict=True)
+        )
+        return along_y, along_x
+
+
+def _between(left: Tensor, right: Tensor, complex_values: Tensor) -> Tensor:
+    """left values right, with real matrices: real and imaginary part by themselves."""
+    parts = torch.view_as_real(complex_values.resolve_conj()).movedim(-1, 0)
+    product = left.to(parts.dtype) @ parts @ right.to(parts.dtype)
+    return torch.view_as_complex(product.movedim(0, -1).contiguous())
 
 
 def _sines(n: int) -> Tensor:

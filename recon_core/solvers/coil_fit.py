@@ -12,40 +12,41 @@ from recon_core.solvers.conjugate_gradient import conjugate_gradient
 from recon_core.solvers.joint_problem import JointProblem, normalised
 
 _FIRST_ITERATIONS = 20
+_BEYOND = 100.0  # times what data hold a mode by: those of higher precision end at a percent of what data say
 
 
 class CoilFit:
     """The maps s that minimise `sum_c |unit E (s_c x) - y_c|^2` and the penalty, for an image x.
 
     Unknown are the sine transforms of the wide maps, each mode divided by about its standard deviation given the data,
-    which makes the system well conditioned.
+    which makes the system well conditioned. Modes that the penalty holds much more strongly than an image of about one
+    can move them are left at zero.
     """
 
     def __init__(self, problem: JointProblem, smoothness: Smoothness) -> None:
         self._problem = problem
-        self._smoothness = smoothness
         sampling = problem.single.encoding.sampling
-        self._share = sampling.trajectory[0].numel() / math.prod(sampling.shape)
+        seen = sampling.trajectory[0].numel() / math.prod(sampling.shape)
+        self._seen = 2 * seen * problem.unit[..., None, None, None] ** 2
+        self._slow = smoothness.slow(_BEYOND * float(self._seen.max()))
 
     def first(self, image: Tensor) -> Tensor:
-        """From nothing. Wide modes `[sample, slice..., coil, y, x]`."""
-        nothing = self._smoothness.padded(torch.zeros_like(self._problem.data))
+        """From nothing. Modes `[sample, slice..., coil, mode along y, mode along x]`."""
+        nothing = self._slow.adjoint(torch.zeros_like(self._problem.data))
         return self(image, nothing.expand(len(image), *nothing.shape), _FIRST_ITERATIONS)
 
     def __call__(self, image: Tensor, modes: Tensor, iterations: int) -> Tensor:
         """From the modes that fitted another image."""
-        problem, smoothness = self._problem, self._smoothness
+        problem, slow = self._problem, self._slow
         unit, x = problem.unit[..., None, None, None], image.unsqueeze(-3)
-        precisions = smoothness.precisions.to(image.real.dtype)
-        seen = 2 * self._share * unit**2 * x.abs().square().mean((-2, -1), keepdim=True)
-        scale = (precisions + seen).rsqrt()
+        precisions = slow.precisions.to(image.real.dtype)
+        scale = (precisions + self._seen * x.abs().square().mean((-2, -1), keepdim=True)).rsqrt()
 
         def back(coil_images: Tensor) -> Tensor:
-            return scale * smoothness.transform(smoothness.padded(2 * x.conj() * coil_images))
+            return scale * slow.adjoint(2 * x.conj() * coil_images)
 
         def normal(unknown: Tensor) -> Tensor:
-            coil_images = smoothness.cropped(smoothness.transform(scale * unknown)) * x
-            return back(problem.normal(coil_images)) + scale**2 * precisions * unknown
+            return back(problem.normal(slow.maps(scale * unknown) * x)) + scale**2 * precisions * unknown
 
         rhs, start = back(unit * problem.data), modes / scale
         found = conjugate_gradient(normal, rhs, start, iterations=iterations, tolerance=1e-4, system_axes=3)
@@ -53,8 +54,8 @@ class CoilFit:
 
     def wide(self, modes: Tensor) -> Tensor:
         """Maps on the wide grid, of any norm."""
-        return self._smoothness.transform(modes)
+        return self._slow.wide(modes)
 
     def maps(self, modes: Tensor) -> Tensor:
         """Of unit norm."""
-        return normalised(self._smoothness.cropped(self._smoothness.transform(modes)))
+        return normalised(self._slow.maps(modes))

@@ -29,7 +29,7 @@ def joint_langevin(
     lowest: float = 0.01,
     corrector: float = 0.16,
     coil_steps: int = 1,
-    smoothness: float = 1.0,
+    smoothness: float = 3.0,
 ) -> JointEstimate:
     """Samples of image and maps by annealed diffusion (Nagler et al., paper 003, algorithm 1), signs corrected.
 
@@ -89,12 +89,19 @@ def joint_langevin(
 
 
 def map_estimate(
-    problem: JointProblem, prior: Prior, found: JointEstimate, run: Run, *, steps: int = 250, level: float = 0.01
+    problem: JointProblem,
+    prior: Prior,
+    found: JointEstimate,
+    run: Run,
+    *,
+    steps: int = 250,
+    level: float = 0.01,
+    weight: float = 1.0,
 ) -> JointEstimate:
     """The most likely image for the maps that were found, by Nesterov's accelerated gradients (paper 003).
 
-    Minimises `|unit A x - y|^2 - log p(x)` with the density of images that have noise of a low level, which is the one
-    that the prior knows. The step is one over the greatest curvature that data and prior can have.
+    Minimises `|unit A x - y|^2 - weight log p(x)` with the density of images that have noise of a low level, which is
+    the one that the prior knows. The step is one over the greatest curvature that data and prior can have.
 
     Args:
         problem: as it was solved.
@@ -103,19 +110,20 @@ def map_estimate(
         run: what may be spent; nothing is drawn.
         steps: of the descent.
         level: of the prior, or the lowest that it knows.
+        weight: of the prior, see `joint_diffusion`.
 
     Returns:
         Without a deviation.
     """
     level = max(level, prior.convention.lowest)
     given = problem.given(found.coil_maps)
-    length = 1 / (2 * problem.strength + 1 / level**2)
+    length = 1 / (2 * problem.strength + weight / level**2)
     image = ahead = found.image
     momentum = 1.0
     for done in range(steps):
         if not run.go_on(done, steps):
             return replace(found, image=image, deviation=None, steps=done, planned=steps)
-        following = ahead - length * (given.gradient(ahead) - prior.score(ahead, level))
+        following = ahead - length * (given.gradient(ahead) - weight * prior.score(ahead, level))
         grown = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
         ahead = following + (momentum - 1) / grown * (following - image)
         image, momentum = following, grown

@@ -26,7 +26,7 @@ def joint_total_variation(
     weight: float = 0.7,
     edge: float = 1e-3,
     iterations: int = 100,
-    smoothness: float = 1.0,
+    smoothness: float = 3.0,
 ) -> JointEstimate:
     """Minimises `sum_c |unit E (s_c x) - y_c|^2 + weight / sigma sum sqrt(|grad x|^2 + edge^2)` and the penalty of s.
 

@@ -1,5 +1,6 @@
 """Truth: dense matrices, and differences of the misfit written out as a sum over samples."""
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -12,6 +13,8 @@ from recon_core.operators.encoding import Encoding
 from recon_core.operators.off_resonance import LowRank
 from recon_core.operators.sampling import sampling_operator
 from recon_core.priors.prior import Convention
+from recon_core.solvers import coil_fit
+from recon_core.solvers.coil_fit import CoilFit
 from recon_core.solvers.joint_problem import JointProblem, normalised
 
 from analytic import complex_noise, direct_sum, radial_trajectory, relative, ring_of_coils, smooth_head
@@ -106,6 +109,35 @@ def test_the_proximal_map_solves_the_dense_system(order):
     assert relative(penalty.proximal(maps, 0.3) - truth, truth) < 1e-10
     energy = torch.einsum("cp,pq,cq->c", maps.flatten(1).conj(), matrix.to(maps.dtype), maps.flatten(1)).real / 2
     torch.testing.assert_close(penalty.energy(maps), energy)
+
+
+def test_slow_modes_are_the_first_ones_of_the_transform():
+    penalty = Smoothness((6, 8), 1.0, margin=0.25)
+    precision = float(penalty.precisions[3, 0]) * 1.001
+    slow = penalty.slow(precision)
+    counts = slow.precisions.shape
+    assert counts[0] == 4
+    assert float(penalty.precisions[0, counts[1] - 1]) < precision <= float(penalty.precisions[0, counts[1]])
+    modes = noise(2, *counts)
+    every = torch.zeros(2, *penalty.precisions.shape, dtype=modes.dtype)
+    every[:, : counts[0], : counts[1]] = modes
+    torch.testing.assert_close(slow.wide(modes), penalty.transform(every))
+    torch.testing.assert_close(slow.maps(modes), penalty.cropped(penalty.transform(every)))
+    maps = noise(2, 6, 8, seed=1)
+    left, right = (maps.conj() * slow.maps(modes)).sum(), (slow.adjoint(maps).conj() * modes).sum()
+    torch.testing.assert_close(left, right)
+    assert penalty.slow(0.0).precisions.shape == (1, 1)
+
+
+def test_maps_of_slow_modes_are_those_of_all(radial, monkeypatch):
+    problem, *_ = radial
+    image, penalty = smooth_head(N)[None].to(problem.data.dtype), Smoothness((N, N), 10.0)
+    slow = CoilFit(problem, penalty)
+    monkeypatch.setattr(coil_fit, "_BEYOND", math.inf)
+    every = CoilFit(problem, penalty)
+    assert slow.first(image).shape[-1] < every.first(image).shape[-1]
+    few, all_of_them = (fit.maps(fit(image, fit.first(image), 100)) for fit in (slow, every))
+    assert relative(few - all_of_them, all_of_them) < 0.01
 
 
 def test_padding_is_the_adjoint_of_cropping():

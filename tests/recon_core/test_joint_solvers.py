@@ -9,7 +9,7 @@ from torch import Tensor
 from recon_core.operators.encoding import Encoding
 from recon_core.operators.sampling import sampling_operator
 from recon_core.priors.library import load_prior
-from recon_core.solvers.joint_diffusion import joint_diffusion
+from recon_core.solvers.joint_diffusion import PRODUCT_WEIGHT, joint_diffusion
 from recon_core.solvers.joint_langevin import joint_langevin, map_estimate
 from recon_core.solvers.joint_problem import JointEstimate, JointProblem
 from recon_core.solvers.joint_total_variation import joint_total_variation
@@ -50,12 +50,32 @@ def test_with_known_maps_the_mean_is_that_of_the_posterior(solve, settings, samp
     assert relative(found.coil_maps - given.problem.model.coil_maps, found.coil_maps) < 1e-12
 
 
-def test_the_most_likely_image_is_that_of_the_closed_form():
+def test_the_posterior_is_that_of_the_prior_to_the_power_of_its_weight():
+    """Of a Gaussian: with its variances divided by the weight."""
+    given, samples = scan(PRIOR.draw()), 60
+    settings = {"steps": 120, "highest": 3.0, "lowest": 0.02, "iterations": 20, "coil_iterations": 0}
+    found = joint_diffusion(known(given), prior_of(PRIOR), seeded(samples=samples), weight=0.5, **settings)
+    truth = given.posterior(Gaussian(smooth() / 0.5, MEAN))
+    assert relative_to(truth, found) < 0.25
+    assert abs(float((found.deviation / truth.deviation).square().mean()) - 1) < 0.2
+
+
+def test_products_of_experts_count_less(undersampled):
+    product, network = load_prior("head_pogmdm"), HEADS
+    for prior, weight in ((product, PRODUCT_WEIGHT), (network, 1.0)):
+        by_default, told = (
+            joint_diffusion(undersampled, prior, seeded(), steps=2, **settings) for settings in ({}, {"weight": weight})
+        )
+        assert torch.equal(by_default.image, told.image)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+def test_the_most_likely_image_is_that_of_the_closed_form(weight):
     given = scan(PRIOR.draw())
     problem = known(given)
     nothing = JointEstimate(torch.zeros_like(MEAN), None, 0, 0, problem.first_maps)
-    found = map_estimate(problem, prior_of(PRIOR), nothing, seeded(), steps=600, level=0.1)
-    truth = given.posterior(PRIOR, 0.1).mean
+    found = map_estimate(problem, prior_of(PRIOR), nothing, seeded(), steps=600, level=0.1, weight=weight)
+    truth = given.posterior(Gaussian((smooth() + 0.1**2) / weight, MEAN)).mean
     assert relative(found.image - truth, truth) < 1e-3
 
 
@@ -134,7 +154,7 @@ def test_map_estimate_stops_when_told(undersampled):
 
 
 def test_slices_know_nothing_of_one_another(undersampled):
-    """Total variation draws nothing; the other slice is twice as bright."""
+    """Total variation draws nothing; the other slice is twice as bright, and maps have the modes that it needs."""
     two = JointProblem(
         undersampled.single,
         *(torch.stack([x, factor * x]) for x, factor in ((undersampled.data, 2), (undersampled.energy, 4))),
@@ -143,7 +163,7 @@ def test_slices_know_nothing_of_one_another(undersampled):
     )
     alone, together = (joint_total_variation(problem, seeded(), iterations=10) for problem in (undersampled, two))
     assert relative(together.image[0] - alone.image, alone.image) < 1e-4
-    assert relative(together.coil_maps[0] - alone.coil_maps, alone.coil_maps) < 1e-4
+    assert relative(together.coil_maps[0] - alone.coil_maps, alone.coil_maps) < 2e-3
     both = joint_diffusion(two, HEADS, seeded(), steps=3)
     assert both.image.shape == (2, SIZE, SIZE)
     assert both.coil_maps.shape == (2, COILS, SIZE, SIZE)
@@ -152,6 +172,8 @@ def test_slices_know_nothing_of_one_another(undersampled):
 def test_bad_settings_are_named(undersampled):
     with pytest.raises(ValueError, match="expected noise levels that fall"):
         joint_diffusion(undersampled, HEADS, seeded(), highest=0.01, lowest=0.1)
+    with pytest.raises(ValueError, match="expected a weight of the prior above 0"):
+        joint_diffusion(undersampled, HEADS, seeded(), weight=0.0)
     with pytest.raises(ValueError, match="weight of the smoothness|weight above 0"):
         joint_langevin(undersampled, HEADS, seeded(), smoothness=-1.0)
     with pytest.raises(ValueError, match="expected a weight of at least 0"):
