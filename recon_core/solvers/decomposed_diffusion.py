@@ -15,6 +15,7 @@ from recon_core.solvers.schedule import falling_levels
 from recon_core.solvers.stopped import without_noise
 
 _FIRST_ITERATIONS = 20
+_MOST_MOMENTUM, _STEPS_WITHOUT = 0.5, 40
 
 
 def decomposed_diffusion(
@@ -37,8 +38,10 @@ def decomposed_diffusion(
 
     Two changes bring their mean nearer to that of the posterior in as few steps. Samples are pairs whose noise differs
     in its sign alone, so that what it does to them cancels in their mean but for what is not linear. And a part of the
-    last step, `momentum`, is added to each denoised image: what the data do not see moves as many times farther as
-    `1 / (1 - momentum)`. A single sample has none, as nothing cancels the noise that momentum adds too.
+    last step, `momentum`, is added to each denoised image: what the data do not see moves farther by the factor
+    `1 / (1 - momentum)`, as in so many times more steps. By default these are 40, where momentum is not above one half;
+    many more make errors of the network grow (benchmarks/RESULTS.md). A single sample has no momentum, as nothing
+    cancels the noise that it adds too.
 
     For a Gaussian prior, in the limit of many steps, the mean of the samples is that of the posterior, and their
     variance is its variance with a momentum of one half, and half of it with none; the deviation is given with this
@@ -52,13 +55,15 @@ def decomposed_diffusion(
         highest: noise level to begin with, of the unit image: the undersampled image must be lost in it.
         lowest: noise level to end with.
         iterations: of conjugate gradients in each step.
-        momentum: from zero to below one; by default one half, and zero for a single sample.
+        momentum: from zero to below one; by default one half for up to 20 steps, less for more, zero from 40 on and
+            for a single sample.
 
     Raises:
         ValueError: the levels do not fall.
     """
     levels = falling_levels(prior, highest, lowest, steps)
-    momentum = (0.5 if run.samples > 1 else 0.0) if momentum is None else momentum
+    if momentum is None:
+        momentum = min(max(1 - steps / _STEPS_WITHOUT, 0.0), _MOST_MOMENTUM) if run.samples > 1 else 0.0
     nothing = torch.zeros_like(problem.adjoint).expand(run.samples, *problem.adjoint.shape)
     clean = problem.tempered(nothing, levels[0], None, _FIRST_ITERATIONS)
     before = clean

@@ -82,14 +82,17 @@ def test_many_steps_end_at_the_posterior_mean_and_deviation(name, momentum):
     require_deviation(found, samples // 2 + 1, truth.covariance, slack=0.03)
 
 
-def test_a_single_sample_has_no_momentum_by_default():
+@pytest.mark.parametrize(
+    ("samples", "steps", "momentum"), [(1, 4, 0.0), (2, 4, 0.5), (2, 20, 0.5), (2, 30, 0.25), (2, 50, 0.0)]
+)
+def test_momentum_makes_up_for_few_steps_of_several_samples(samples, steps, momentum):
     given, prior = scan(PRIORS["white"].draw()), prior_of(PRIORS["white"])
-    alone, without, with_it = (
-        decomposed_diffusion(given.problem, prior, seeded(), **SHORT, **settings)
-        for settings in ({}, {"momentum": 0.0}, {"momentum": 0.5})
+    by_default, expected, other = (
+        decomposed_diffusion(given.problem, prior, seeded(samples=samples), steps=steps, **settings).image
+        for settings in ({}, {"momentum": momentum}, {"momentum": momentum + 0.1})
     )
-    assert torch.equal(alone.image, without.image)
-    assert not torch.equal(alone.image, with_it.image)
+    assert torch.equal(by_default, expected)
+    assert not torch.equal(by_default, other)
 
 
 SHORT = {"steps": 4}
