@@ -30,7 +30,7 @@ The denoised image still holds part of the field's error, so that each step alon
 """
 
 _IMAGE_STEPS = 8
-_IMAGE_LEVEL = 0.1
+_IMAGE_LEVEL = 0.3
 """Noise in which what is left to be found of the image is lost once its field is known: no more need be forgotten."""
 
 _LOOKS = 2

@@ -55,7 +55,7 @@ def blind_red_diff(
 
     Most of the paper's times lie at levels at which the prior knows only that images are near zero. While it draws mu
     there, the field is free to wander off, and may not come back. With `steps=300, highest=1, ending=0.25,
-    spacing="level"`, as `red_diff` has it, the field is found on the same scans.
+    spacing="level"`, even in their logarithm as `red_diff` has them, the field is found on the same scans.
 
     Args:
         problem: in the units of the prior, with the basis of `polynomial_basis`.

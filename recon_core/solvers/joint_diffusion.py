@@ -37,7 +37,7 @@ def joint_diffusion(
     coil_iterations: int = 5,
     smoothness: float = 3.0,
 ) -> JointEstimate:
-    """Decomposed diffusion (see `decomposed_diffusion`) whose coil maps follow the image.
+    """Decomposed diffusion (`decomposed_diffusion`, without pairs and momentum) whose coil maps follow the image.
 
     At each noise level the prior denoises; conjugate gradients find the image that the data, with the maps so far, and
     the denoised image allow; others find the maps that the data, with this image, and the smoothness allow; and noise
@@ -98,6 +98,7 @@ def prior_weight(prior: Prior) -> float:
 def _estimate(
     problem: JointProblem, image: Tensor, coil_maps: Tensor, weight: float, done: int, planned: int
 ) -> JointEstimate:
+    """With the deviation of the posterior, of which samples without momentum have half the variance."""
     found = JointEstimate.of_both(*problem.fixed(image, coil_maps), done, planned)
     factor = math.sqrt(2 / weight)
     return found if found.deviation is None else replace(found, deviation=factor * found.deviation)

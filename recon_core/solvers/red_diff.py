@@ -19,7 +19,8 @@ _BETAS = (1e-4, 0.02)
 _FIRST_ITERATIONS = 10
 _FIRST_LEVEL = 1.0
 _LAST_ITERATIONS = 5
-_RISE, _LEAST_HIGHEST = 0.003, 0.15  # of the first noise level
+_RISE, _LEAST_HIGHEST, _MOST_HIGHEST = 0.003, 0.15, 0.3  # of the first noise level
+_STEPS_AT_FULL_RATE = 100
 
 Spacing = Literal["level", "time"]
 
@@ -53,6 +54,11 @@ def red_diff(
     rate of learning falls along a quarter of a cosine to 1 %, so that the last image is at rest. (`highest=160,
     ending=0, spacing="time"` takes the paper's times.)
 
+    More steps than a hundred are smaller in proportion. A network makes bright spots that it never saw a little
+    brighter still; where the data do not see them either, Adam moves them on by about the rate of learning at every
+    step, however small the gradient. So the rates have a sum that does not grow with the steps: at the full rate 1000
+    steps ended at 7.9 dB on a spiral of which 100 make 28.5, at a tenth of it at 28.9 (benchmarks/RESULTS.md).
+
     The start is what 10 iterations of conjugate gradients make of the data. A run that is stopped before its end is
     not at rest: a few more bring its image to the data as one that is off by the next level, and the noise that the
     data leave in it is denoised. RED-diff looks for a mode: samples differ
@@ -64,19 +70,16 @@ def red_diff(
         run: what may be drawn and spent; samples are independent runs.
         steps: of Adam.
         weight: of the prior.
-        rate: of learning, at first.
+        rate: of learning, at first, for up to 100 steps; it is less by as much as there are more.
         highest: noise level to begin with, of the unit image, but not below the least `s_y` of all slices; by default
-            0.003 for each step, from 0.15 to 1. In trials on heads few steps were too few for what lies above: 100 of
-            them gained 0.6 dB by 0.3 instead of 1, and 300 lost 0.5 dB.
-        ending: noise level to end with, relative to `s_y`, the least of all slices. With many more than 300 steps take
-            0.5: so many at lower levels, of a prior that is not trained well there, let bright spots grow
-            (benchmarks/RESULTS.md).
+            0.003 for each step, from 0.15 to 0.3. In trials on heads few steps were too few for what lies above.
+        ending: noise level to end with, relative to `s_y`, the least of all slices.
         spacing: what is spread evenly, the logarithm of the "level", or the "time" as in the paper.
 
     Raises:
         ValueError: the levels do not fall, or an unknown spacing.
     """
-    highest = min(max(_RISE * steps, _LEAST_HIGHEST), 1.0) if highest is None else highest
+    highest = min(max(_RISE * steps, _LEAST_HIGHEST), _MOST_HIGHEST) if highest is None else highest
     own = float(problem.noise_level.min())
     levels = variance_preserving_levels(prior, max(highest, own), ending * own, steps, spacing)
     pull = weight / problem.noise_level**2
@@ -84,7 +87,8 @@ def red_diff(
     start = problem.tempered(nothing, _FIRST_LEVEL, None, _FIRST_ITERATIONS)
     image = start.expand(run.samples, *start.shape).clone()
     channels = torch.view_as_real(image)
-    descent = torch.optim.Adam([channels], rate, betas=(0.9, 0.99))
+    first_rate = rate * min(_STEPS_AT_FULL_RATE / max(steps, 1), 1)
+    descent = torch.optim.Adam([channels], first_rate, betas=(0.9, 0.99))
     slower = torch.optim.lr_scheduler.LambdaLR(descent, lambda done: max(math.cos(math.pi * done / (2 * steps)), 0.01))
     for done, level in enumerate(levels):
         if not run.go_on(done, steps):
