@@ -42,12 +42,17 @@ FIELD_HZ = 25 * (2 * X + 6 * (Y**2 - X**2) + 20 * X * Y**2 - 0.2)
 MAGNITUDE, MASK = (part[0] for part in head((N, N), FOV_MM / N, [20.0], torch.Generator().manual_seed(0)))
 IMAGE = 80 * MAGNITUDE * torch.exp(2j * math.pi * (0.3 * X + 0.5 * Y**2))
 
-
 PLANNED = sum(s.steps + s.more for s in (coarse(None), fine(None))) + _IMAGE_STEPS
 """Steps, at most."""
 
 CACHE = ContentCache(2**28)
 """Most tests solve with the same kernels and prior."""
+
+
+@pytest.fixture(autouse=True)
+def no_progress_is_told(monkeypatch):
+    """Which slow machines would do in between."""
+    monkeypatch.setattr("gadgets.solver.PROGRESS_SECONDS", math.inf)
 
 
 @pytest.fixture(scope="module")
