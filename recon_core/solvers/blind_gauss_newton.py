@@ -29,7 +29,7 @@ _MOMENTUM = 0.6
 The denoised image still holds part of the field's error, so that each step alone mends but a part of it.
 """
 
-_IMAGE_STEPS = 8
+_IMAGE_STEPS = 12
 _IMAGE_LEVEL = 0.3
 """Noise in which what is left to be found of the image is lost once its field is known: no more need be forgotten."""
 

@@ -16,7 +16,15 @@ from recon_core.operators.off_resonance import LowRank
 from recon_core.operators.sampling import sampling_operator
 from recon_core.priors.library import load_prior
 from recon_core.simulation import exact_signal, head
-from recon_core.solvers.blind_gauss_newton import _IMAGE_STEPS, Stage, alone, blind_gauss_newton, coarse, fine
+from recon_core.solvers.blind_gauss_newton import (
+    _IMAGE_LEVEL,
+    _IMAGE_STEPS,
+    Stage,
+    alone,
+    blind_gauss_newton,
+    coarse,
+    fine,
+)
 from recon_core.solvers.blind_problem import BlindEstimate, BlindProblem
 from recon_core.solvers.decomposed_diffusion import decomposed_diffusion
 from recon_core.solvers.run import Run
@@ -111,7 +119,13 @@ def without_and_known(problem, truth) -> list[float]:
     scaled = problem.scaled_for(PRIOR.convention, problem.start)
     fields = NOTHING, problem.basis.fit(truth[1].float())
     images = [
-        decomposed_diffusion(scaled.given(scaled.start._replace(field=theta)), PRIOR, seeded(), steps=20).image
+        decomposed_diffusion(
+            scaled.given(scaled.start._replace(field=theta)),
+            PRIOR,
+            seeded(),
+            steps=_IMAGE_STEPS,
+            highest=_IMAGE_LEVEL,
+        ).image
         for theta in fields
     ]
     return [image_error(image, scaled.unit, truth) for image in images]
