@@ -13,7 +13,7 @@ from gadgets.imaging_model import encoding_of
 from gadgets.prior_solver import PriorSolver, prior_property
 from gadgets.property import integer, real
 from recon_core.operators.linear_model import LinearModel
-from recon_core.solvers.joint_diffusion import joint_diffusion
+from recon_core.solvers.joint_diffusion import joint_diffusion, prior_weight
 from recon_core.solvers.joint_problem import JointProblem, low_resolution_maps
 from recon_core.solvers.linear_problem import LinearProblem
 from recon_core.solvers.run import Estimate, Run
@@ -40,7 +40,9 @@ class JointSolver(PriorSolver):
 
     @property
     def _what(self) -> str:
-        return f"image and coil maps with {self._provenance}, {self.samples} samples, smoothness {self.smoothness:g}"
+        weight = f"weight {prior_weight(self._prior):g}"
+        drawn = f"{self.samples} samples"
+        return f"image and coil maps with {self._provenance}, {weight}, {drawn}, smoothness {self.smoothness:g}"
 
     def _results(self, frames: Sequence[Frame]) -> Iterator[object]:
         for item in super()._results(frames):

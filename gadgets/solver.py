@@ -184,7 +184,8 @@ class Solver(Gadget[Frame]):
             self._estimate_told = True
             self.session.tell(
                 f"{name}: the noise was not measured, and is estimated from what cannot be signal, or hardly, in the "
-                f"samples. Signal there makes it too large, and the image too smooth. {REMEDY} (told once)."
+                "samples, no lower than models miss. Signal there makes it too large, and the image too smooth. "
+                f"{REMEDY} (told once)."
             )
         for frame, level in zip(frames, levels, strict=True):
             frame.history.append(f"{name}: noise of {level:.3g} per sample, estimated from the samples")

@@ -31,7 +31,9 @@ The denoised image still holds part of the field's error, so that each step alon
 
 _IMAGE_STEPS = 12
 _IMAGE_LEVEL = 0.3
-"""Noise in which what is left to be found of the image is lost once its field is known: no more need be forgotten."""
+"""Noise level at which the image is begun once its field is known.
+
+On validation heads as good as one; with one coil better than 0.1."""
 
 _LOOKS = 2
 """Noisy images of which the denoised ones are averaged in each step, so that chance does not move the field."""
@@ -95,8 +97,8 @@ def blind_gauss_newton(stages: Sequence[Stage], prior: Prior, run: Run, start: T
     """Blind RED-diff (paper 000) with joint steps, of coil maps too where they may err.
 
     At each noise level the prior denoises; image, field and maps take one Gauss-Newton step together, towards the data
-    and the denoised image (`Linearised`); then the image alone, with the new field and maps; and noise of the next
-    level is added.
+    and the denoised image (`Linearised`), to which field and maps add a part of their last one; then the image alone,
+    with the new field and maps; and noise of the next level is added.
 
     Once the field has come to rest, images are drawn with it by `decomposed_diffusion`; their deviation does not hold
     the field's.
@@ -156,8 +158,7 @@ def _walked(
     given = problem.given(at)
     image = given.tempered(torch.zeros_like(given.adjoint)[None], levels[0], None, _FIRST_ITERATIONS)[0]
     misfits: list[float] = []
-    still = problem.start
-    last = Whereabouts(torch.zeros_like(still.field), torch.zeros_like(still.coils))
+    last = Whereabouts(torch.zeros_like(at.field), torch.zeros_like(at.coils))
     for done, level in enumerate([*levels, *levels[-1:] * stage.more]):
         if not run.go_on(done, stage.steps + stage.more):
             return image, at, misfits, True
@@ -165,9 +166,9 @@ def _walked(
         denoised = prior.denoise(image + noise, level).mean(0)
         open_ = max(level, _OPEN)
         change = Linearised(problem, image, at, 1 / (2 * open_**2), stage.caution).step(denoised, stage.iterations)
-        moved_hz = _size(problem, image, change.field)
-        shorter = _LARGEST_STEP_HZ / max(moved_hz, _LARGEST_STEP_HZ)
-        last = Whereabouts(shorter * change.field + _MOMENTUM * last.field, change.coils + _MOMENTUM * last.coils)
+        field, coils = change.field + _MOMENTUM * last.field, change.coils + _MOMENTUM * last.coils
+        moved_hz = _size(problem, image, field)
+        last = Whereabouts(field * (_LARGEST_STEP_HZ / max(moved_hz, _LARGEST_STEP_HZ)), coils)
         at = Whereabouts(at.field + last.field, at.coils + last.coils)
         given = problem.given(at)
         image = given.tempered(denoised[None], open_, (image + change.image)[None], _IMAGE_ITERATIONS)[0]

@@ -36,12 +36,12 @@ def decomposed_diffusion(
     their noise, where the paper has a constant. Few steps do: each is exact for the data. Where they are stopped before
     the end, the noise that the data leave in the image is denoised once more.
 
-    Two changes bring their mean nearer to that of the posterior in as few steps. Samples are pairs whose noise differs
-    in its sign alone, so that what it does to them cancels in their mean but for what is not linear. And a part of the
-    last step, `momentum`, is added to each denoised image: what the data do not see moves farther by the factor
-    `1 / (1 - momentum)`, as in so many times more steps. By default these are 40, where momentum is not above one half;
-    many more make errors of the network grow (benchmarks/RESULTS.md). A single sample has no momentum, as nothing
-    cancels the noise that it adds too.
+    Two changes bring the mean of the samples nearer to that of the posterior in as few steps. Samples are pairs whose
+    noise differs in its sign alone, so that what it does to them cancels in their mean but for what is not linear. And
+    a part of the last step, `momentum`, is added to each denoised image: what the data do not see moves farther by the
+    factor `1 / (1 - momentum)`, as in so many times more steps. By default these are 40, where momentum is not above
+    one half; many more make errors of the network grow (benchmarks/RESULTS.md). A single sample has no momentum, as
+    nothing cancels the noise that it adds too.
 
     For a Gaussian prior, in the limit of many steps, the mean of the samples is that of the posterior, and their
     variance is its variance with a momentum of one half, and half of it with none; the deviation is given with this
@@ -59,11 +59,13 @@ def decomposed_diffusion(
             for a single sample.
 
     Raises:
-        ValueError: the levels do not fall.
+        ValueError: the levels do not fall, or the momentum is not from zero to below one.
     """
     levels = falling_levels(prior, highest, lowest, steps)
     if momentum is None:
         momentum = min(max(1 - steps / _STEPS_WITHOUT, 0.0), _MOST_MOMENTUM) if run.samples > 1 else 0.0
+    if not 0 <= momentum < 1:
+        raise ValueError(f"expected a momentum from zero to below one, got {momentum:g}")
     nothing = torch.zeros_like(problem.adjoint).expand(run.samples, *problem.adjoint.shape)
     clean = problem.tempered(nothing, levels[0], None, _FIRST_ITERATIONS)
     before = clean

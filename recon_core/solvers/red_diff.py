@@ -87,7 +87,7 @@ def red_diff(
     start = problem.tempered(nothing, _FIRST_LEVEL, None, _FIRST_ITERATIONS)
     image = start.expand(run.samples, *start.shape).clone()
     channels = torch.view_as_real(image)
-    first_rate = rate * min(_STEPS_AT_FULL_RATE / max(steps, 1), 1)
+    first_rate = rate * min(_STEPS_AT_FULL_RATE / steps, 1)
     descent = torch.optim.Adam([channels], first_rate, betas=(0.9, 0.99))
     slower = torch.optim.lr_scheduler.LambdaLR(descent, lambda done: max(math.cos(math.pi * done / (2 * steps)), 0.01))
     for done, level in enumerate(levels):

@@ -57,7 +57,7 @@ def test_image_and_maps_are_found_with_and_without_maps_to_begin_with(with_maps)
     error = np.linalg.norm(results[0].data.abs().numpy() - truth) / np.linalg.norm(truth)
     assert error < 0.1
     assert frame.history[-1].startswith(
-        "JointSolver: image and coil maps with head_pogmdm, 2 samples, smoothness 3, 20"
+        "JointSolver: image and coil maps with head_pogmdm, weight 1, 2 samples, smoothness 3, 20"
     )
 
 

@@ -125,12 +125,14 @@ def test_stops_when_told_and_denoises_what_the_data_leave():
     torch.testing.assert_close(found.image, prior.denoise(three.image, float(given.problem.noise_level)))
 
 
+@pytest.mark.parametrize("samples", [1, 2, 3])
 @pytest.mark.parametrize("stop", [1, 3, 10, 19])
-def test_an_image_that_leaves_early_is_no_worse_than_the_start(stop):
+def test_an_image_that_leaves_early_is_no_worse_than_the_start(stop, samples):
     prior = PRIORS["smooth"]
     given = scan(prior.draw(), every=3)
     truth = given.posterior(prior).mean
-    early = decomposed_diffusion(given.problem, prior_of(prior), seeded(go_on=lambda done, planned: done < stop))
+    run = seeded(samples=samples, go_on=lambda done, planned: done < stop)
+    early = decomposed_diffusion(given.problem, prior_of(prior), run)
     start = (tempered_covariance(given, 1.0) @ back(given)).view(N, N)
     assert relative(early.image - truth, truth) < relative(start - truth, truth)
 
@@ -169,3 +171,10 @@ def test_levels_that_the_prior_does_not_know():
     prior = prior_of(PRIORS["white"], Convention("percentile99", 2.0, 5.0))
     with pytest.raises(ValueError, match="the Gaussian prior knows 2 to 5"):
         decomposed_diffusion(given.problem, prior, seeded())
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.0])
+def test_momentum_that_never_ends_is_refused(momentum):
+    given = scan(PRIORS["white"].draw())
+    with pytest.raises(ValueError, match="expected a momentum from zero to below one, got"):
+        decomposed_diffusion(given.problem, prior_of(PRIORS["white"]), seeded(), momentum=momentum)

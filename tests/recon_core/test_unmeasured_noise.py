@@ -82,6 +82,23 @@ def test_pieces_of_zeros_were_not_measured():
     assert out_of_band_noise(found.kspace, found.trajectory) == pytest.approx(0.5, rel=0.1)
 
 
+def test_coils_that_measured_nothing_do_not_count():
+    found = samples(dense_spokes(), noise=0.5)
+    found.kspace[1:3] = 0
+    assert out_of_band_noise(found.kspace, found.trajectory) == pytest.approx(0.5, rel=0.1)
+
+
+def test_interpolated_readouts_do_not_make_it_too_small():
+    """Of twice as many samples, half of all frequencies hold nothing."""
+    found = samples(dense_spokes(number=160), noise=0.5)
+    spectrum = torch.fft.fft(found.kspace)
+    filled = torch.nn.functional.pad(torch.fft.fftshift(spectrum, dim=-1), (96, 96))
+    kspace = 2 * torch.fft.ifft(torch.fft.ifftshift(filled, dim=-1))
+    trajectory = samples(dense_spokes(160, 8)).trajectory
+    assert out_of_band_noise(kspace, trajectory) > 0.45
+    assert unmeasured_noise(kspace, trajectory) == pytest.approx(0.5, rel=0.1)
+
+
 def test_data_are_not_taken_for_more_exact_than_models_are():
     found = samples(dense_spokes(), noise=1e-6)
     rms = float(found.kspace.abs().square().mean().sqrt())
