@@ -33,7 +33,8 @@ _IMAGE_STEPS = 12
 _IMAGE_LEVEL = 0.3
 """Noise level at which the image is begun once its field is known.
 
-On validation heads as good as one; with one coil better than 0.1."""
+On validation heads as good as one; with one coil better than 0.1.
+"""
 
 _LOOKS = 2
 """Noisy images of which the denoised ones are averaged in each step, so that chance does not move the field."""
@@ -90,7 +91,7 @@ def fine(problem: Callable[[Tensor], BlindProblem]) -> Stage:
 
 def alone(problem: Callable[[Tensor], BlindProblem]) -> Stage:
     """From nothing, where there is no coarse problem."""
-    return Stage(problem, steps=16, highest=0.1, lowest=0.03, iterations=25, more=8)
+    return coarse(problem)
 
 
 def blind_gauss_newton(stages: Sequence[Stage], prior: Prior, run: Run, start: Tensor) -> BlindEstimate:
