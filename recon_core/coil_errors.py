@@ -62,11 +62,14 @@ class CoilErrors:
 
     def maps(self, coefficients: Tensor) -> Tensor:
         """dS: from q, complex `[coil, function]`, to `[coil, y, x]`."""
-        return torch.einsum("ck,kyx->cyx", coefficients, self.functions.to(coefficients.dtype))
+        functions = self.functions.flatten(1).to(coefficients.real.dtype)
+        parts = torch.complex(coefficients.real @ functions, coefficients.imag @ functions)
+        return parts.view(-1, *self.functions.shape[1:])
 
     def transpose(self, images: Tensor) -> Tensor:
         """From complex `[coil, y, x]` to `[coil, function]`."""
-        return torch.einsum("cyx,kyx->ck", images, self.functions.to(images.dtype))
+        functions = self.functions.flatten(1).T.to(images.real.dtype)
+        return torch.complex(images.real.flatten(1) @ functions, images.imag.flatten(1) @ functions)
 
 
 def _cosines(pixels: int, fov_mm: float) -> tuple[Tensor, Tensor]:

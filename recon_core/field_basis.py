@@ -41,11 +41,12 @@ class FieldBasis:
 
     def field(self, coefficients: Tensor) -> Tensor:
         """psi in Hz: from theta `[..., function]` to `[..., y, x]`."""
-        return torch.einsum("...k,kyx->...yx", coefficients, self.functions)
+        # A plain product: einsum copies all of B at each call.
+        return (coefficients @ self.functions.flatten(1)).view(*coefficients.shape[:-1], *self.mask.shape)
 
     def transpose(self, images: Tensor) -> Tensor:
         """B^T v, from a gradient for the field to that for the coefficients: `[..., y, x]` to `[..., function]`."""
-        return torch.einsum("...yx,kyx->...k", images, self.functions)
+        return images.flatten(-2) @ self.functions.flatten(1).T
 
     def fit(self, field_hz: Tensor) -> Tensor:
         """The coefficients of the nearest sum within the mask, `[..., y, x]` to `[..., function]`."""
