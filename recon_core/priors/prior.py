@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 Scale = Literal["percentile99", "maximum"]
 
@@ -23,6 +24,8 @@ class Convention:
         scale: what is one in the images: the 99th percentile of their magnitudes, or the maximum.
         lowest: least noise level that the prior learnt, standard deviation per real channel of such an image.
         highest: greatest noise level that the prior learnt.
+        any_phase: whether images times any constant phase are as likely, as they are for all that `spinstream train`
+            makes.
 
     Raises:
         ValueError: an unknown scale, or levels that are not 0 < lowest < highest.
@@ -31,6 +34,7 @@ class Convention:
     scale: Scale
     lowest: float
     highest: float
+    any_phase: bool = False
 
     def __post_init__(self) -> None:
         if self.scale not in ("percentile99", "maximum"):
@@ -114,6 +118,24 @@ class Prior:
                 f"{self.name}: expected the denoiser to return {list(channels.shape)}, got {list(denoised.shape)}"
             )
         return torch.view_as_complex(denoised.to(channels.dtype).movedim(-3, -1).contiguous()).reshape(image.shape)
+
+    def denoise_in_any_phase(self, image: Tensor, sigma: float | Tensor, generator: Generator) -> Tensor:
+        """As `denoise`, but of each image turned by a random phase, which is taken back from the result.
+
+        A network knows only nearly that the phase does not matter: its errors change with it, and average out over
+        the calls of a method that asks it anew in every step (as with mirror images: Terris et al., Equivariant
+        plug-and-play image reconstruction, CVPR 2024). Where the phase does matter it is left alone.
+
+        Args:
+            image: complex, on the unit scale, `[..., y, x]`.
+            sigma: noise level, one for all or of the leading shape of `image`.
+            generator: of the phases, on the device of the image.
+        """
+        if not self.convention.any_phase:
+            return self.denoise(image, sigma)
+        cycles = torch.rand(image.shape[:-2], generator=generator, dtype=image.real.dtype, device=image.device)
+        turn = torch.exp(2j * math.pi * cycles)[..., None, None]
+        return turn.conj() * self.denoise(turn * image, sigma)
 
     def score(self, image: Tensor, sigma: float | Tensor) -> Tensor:
         """Gradient of the log density of noisy images, per real channel: `(denoised - image) / sigma^2` (Tweedie)."""

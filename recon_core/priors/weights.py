@@ -96,7 +96,8 @@ def describe(path: Path) -> Description:
         raise ValueError(f"{path}: expected a description with {_listed(_ENTRIES)}, got {_listed(metadata)}")
     try:
         kind, config = metadata["kind"], json.loads(metadata["config"])
-        convention = Convention(**json.loads(metadata["convention"]))
+        # Older files do not tell that their training turned images by any phase, as all training here does.
+        convention = Convention(**{"any_phase": True} | json.loads(metadata["convention"]))
         return Description(kind, config, convention, Card.from_json(metadata["card"]))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: its description is damaged: {error}") from error

@@ -36,12 +36,13 @@ def decomposed_diffusion(
     their noise, where the paper has a constant. Few steps do: each is exact for the data. Where they are stopped before
     the end, the noise that the data leave in the image is denoised once more.
 
-    Two changes bring the mean of the samples nearer to that of the posterior in as few steps. Samples are pairs whose
-    noise differs in its sign alone, so that what it does to them cancels in their mean but for what is not linear. And
-    a part of the last step, `momentum`, is added to each denoised image: what the data do not see moves farther by the
-    factor `1 / (1 - momentum)`, as in so many times more steps. By default these are 40, where momentum is not above
-    one half; many more make errors of the network grow (benchmarks/RESULTS.md). A single sample has no momentum, as
-    nothing cancels the noise that it adds too.
+    Three changes bring the mean of the samples nearer to that of the posterior in as few steps. Each image is denoised
+    in a random phase if that is all the same to the prior, so that errors of a network that depend on it average out
+    over steps and samples. Samples are pairs whose noise differs in its sign alone, so that what it does to them
+    cancels in their mean but for what is not linear. And a part of the last step, `momentum`, is added to each denoised
+    image: what the data do not see moves farther by the factor `1 / (1 - momentum)`, as in so many times more steps. By
+    default these are 40, where momentum is not above one half; many more make errors of the network grow
+    (benchmarks/RESULTS.md). A single sample has no momentum, as nothing cancels the noise that it adds too.
 
     For a Gaussian prior, in the limit of many steps, the mean of the samples is that of the posterior, and their
     variance is its variance with a momentum of one half, and half of it with none; the deviation is given with this
@@ -73,7 +74,7 @@ def decomposed_diffusion(
         if not run.go_on(done, steps):
             return _estimate(without_noise(problem, prior, clean, level), momentum, done, steps)
         noisy = clean + math.sqrt(2) * level * _opposite_pairs(clean, run.generator)
-        centre = prior.denoise(noisy, level) + momentum * (clean - before)
+        centre = prior.denoise_in_any_phase(noisy, level, run.generator) + momentum * (clean - before)
         before, clean = clean, problem.tempered(centre, level, centre, iterations)
     return _estimate(clean, momentum, steps, steps)
 

@@ -62,7 +62,7 @@ def unet_recipe(size: str, seed: int, start: str | None = None) -> Recipe:
         _start_from(network, start)
     optimiser = torch.optim.AdamW(network.parameters(), lr=1.0, weight_decay=0.0)
     settings = Settings(seed=seed, rate=1e-3 if start is None else 5e-4, start=start)
-    return Recipe(network, optimiser, Convention("percentile99", 0.01, 160.0), settings)
+    return Recipe(network, optimiser, Convention("percentile99", 0.01, 160.0, any_phase=True), settings)
 
 
 def _start_from(network: UNet, start: str) -> None:
@@ -91,7 +91,8 @@ def pogmdm_recipe(seed: int) -> Recipe:
     network = PoGMDM(PoGMDMConfig())
     optimiser = AdaBelief(network.parameter_groups())
     settings = Settings(seed=seed, rate=5e-3, steps=2000, levels=2, edges=(128, 192))
-    return Recipe(network, optimiser, Convention("maximum", 0.005, 10.0), settings, _project, _calibrate)
+    convention = Convention("maximum", 0.005, 10.0, any_phase=True)
+    return Recipe(network, optimiser, convention, settings, _project, _calibrate)
 
 
 def _project(network: nn.Module) -> None:

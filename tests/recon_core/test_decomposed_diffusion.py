@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from recon_core.operators.linear_model import LinearModel
-from recon_core.priors.prior import Convention
+from recon_core.priors.prior import Convention, Prior
 from recon_core.solvers import decomposed_diffusion as module
 from recon_core.solvers.decomposed_diffusion import decomposed_diffusion
 from recon_core.solvers.linear_problem import LinearProblem
@@ -11,7 +13,7 @@ from recon_core.solvers.schedule import falling_levels
 
 from analytic import complex_noise, relative
 from gaussian_chain import Chain, back, relative_to, require_deviation, tempered_covariance
-from gaussian_problem import Gaussian, N, Scan, prior_of, scan, smooth, white
+from gaussian_problem import CONVENTION, Gaussian, N, Scan, prior_of, scan, smooth, white
 
 MEAN = complex_noise(N, N, seed=9, dtype=torch.complex128)
 PRIORS = {"white": Gaussian(white(), MEAN), "smooth": Gaussian(smooth(), MEAN)}
@@ -48,6 +50,23 @@ def test_draws_are_those_of_the_chain(name):
     assert relative(found.image.flatten() - chain.mean, chain.mean) < 1e-3
     require_deviation(found, samples // 2 + 1, chain.covariance)
     assert relative_to(given.posterior(prior), found) < 0.1
+
+
+def test_errors_that_depend_on_the_phase_average_out_where_no_phase_matters():
+    exact = Gaussian(white())
+    given = scan(exact.draw())
+
+    def found(error: float, any_phase: bool):
+        def denoiser(channels, sigma):
+            return exact(channels, sigma) * torch.tensor([1 + error, 1 - error])[:, None, None]
+
+        prior = Prior(denoiser, replace(CONVENTION, any_phase=any_phase), "crooked")
+        return decomposed_diffusion(given.problem, prior, seeded(samples=20)).image
+
+    right = found(0.0, any_phase=False)
+    fixed, turned = (relative(found(0.05, any_phase) - right, right) for any_phase in (False, True))
+    assert fixed > 0.1
+    assert turned < fixed / 3
 
 
 @pytest.mark.parametrize("samples", [2, 3, 5])

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -54,6 +55,36 @@ def test_complex_images_are_two_channels(shape):
         assert torch.equal(spy.channels[k, 0], single.real)
         assert torch.equal(spy.channels[k, 1], single.imag)
     assert torch.equal(doubled, 2 * image)
+
+
+def only_real(channels, sigma):
+    """A denoiser to which the phase is all: it leaves out imaginary parts."""
+    return channels * torch.tensor([1.0, 0.0])[:, None, None]
+
+
+def test_errors_that_depend_on_the_phase_differ_from_image_to_image_and_average_out():
+    """Half of the image is left on average: its part along a line of random direction."""
+    image = complex_noise(6, 5).expand(4000, 6, 5)
+    turning = prior(only_real, replace(CONVENTION, any_phase=True))
+    found = turning.denoise_in_any_phase(image, 0.1, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found.mean(0), image[0] / 2, atol=0.1, rtol=0)
+    along = torch.view_as_real(found[0] / image[0])
+    assert (found - found[0]).abs().amax((-2, -1))[1:].min() > 0
+    assert float((along - torch.tensor([0.5, 0.0])).norm(dim=-1).max()) == pytest.approx(0.5, abs=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (3, 6, 5), (2, 3, 6, 5)])
+def test_a_denoiser_that_no_phase_changes_is_not_disturbed_by_one(shape):
+    image, generator = complex_noise(*shape, dtype=torch.complex128), torch.Generator().manual_seed(0)
+    turning = prior(convention=replace(CONVENTION, any_phase=True))
+    found = turning.denoise_in_any_phase(image, 0.1, generator)
+    torch.testing.assert_close(found, turning.denoise(image, 0.1))
+
+
+def test_where_the_phase_matters_it_is_left_alone():
+    image, generator = complex_noise(3, 6, 5), torch.Generator().manual_seed(0)
+    found = prior(only_real).denoise_in_any_phase(image, 0.1, generator)
+    assert torch.equal(found, prior(only_real).denoise(image, 0.1))
 
 
 def test_one_noise_level_serves_all_images_and_several_one_each():

@@ -6,7 +6,7 @@ from recon_core.priors.pogmdm.model import PoGMDM, PoGMDMConfig
 from recon_core.priors.prior import Convention
 from recon_core.priors.unet import UNet, UNetConfig
 from recon_core.priors.weights import read_prior, save_prior
-from recon_core.training.recipes import unet_recipe
+from recon_core.training.recipes import pogmdm_recipe, unet_recipe
 
 CONVENTION = Convention("percentile99", 0.01, 160.0)
 
@@ -33,6 +33,11 @@ def test_a_training_starts_as_the_network_that_it_starts_from(tmp_path, size):
         torch.testing.assert_close(network(image, sigma), expected)
         fresh = unet_recipe(size, 2).network(image, sigma)
     assert (fresh - expected).norm() > 0.01 * expected.norm()
+
+
+@pytest.mark.parametrize("recipe", [unet_recipe("small", 1), pogmdm_recipe(1)], ids=["unet", "pogmdm"])
+def test_training_turns_images_by_any_phase(recipe):
+    assert recipe.convention.any_phase
 
 
 def test_the_seed_chooses_the_first_weights_and_nothing_else():

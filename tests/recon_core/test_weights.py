@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -70,6 +71,17 @@ def test_a_prior_comes_back_as_it_was(tmp_path, network):
     torch.testing.assert_close(prior.denoise(image, sigma), torch.complex(expected[:, 0], expected[:, 1]))
     assert not prior.denoiser.training
     assert not any(parameter.requires_grad for parameter in prior.denoiser.parameters())
+
+
+def test_files_that_do_not_tell_are_of_images_of_any_phase(tmp_path):
+    def untold(metadata):
+        convention = json.loads(metadata["convention"])
+        del convention["any_phase"]
+        metadata["convention"] = json.dumps(convention)
+
+    path = rewritten(tmp_path / "older.safetensors", metadata=untold)
+    assert describe(path).convention == replace(CONVENTION, any_phase=True)
+    assert not describe(written(path)).convention.any_phase
 
 
 def test_half_precision_needs_half_the_space_and_rounds_to_a_thousandth(tmp_path):
