@@ -174,9 +174,15 @@ class BlindSolver(PriorSolver):
         return blind_gauss_newton(self._stages(frame, basis), self._prior, run, start)
 
     def _mask(self, frame: Frame) -> Tensor:
-        """The outline of what a first image shows, and a margin."""
+        """The outline of what a first image shows, in the field that is known before if there is one, and a margin.
+
+        Without it, a far shim moves the outline.
+        """
         assert frame.coil_maps is not None
-        model = LinearModel(encoding_of(frame, self.session), frame.coil_maps)
+        if frame.field_map is None:
+            model = LinearModel(encoding_of(frame, self.session), frame.coil_maps)
+        else:
+            model = self._model(replace(frame, field_map=frame.field_map.clamp(-self.limit, self.limit)))
         problem = LinearProblem.of(model, frame.samples.kspace)
         blurred = conjugate_gradient(problem.normal, problem.adjoint, iterations=10, tolerance=1e-2).image
         margin = [MARGIN_MM * n / mm for n, mm in zip(blurred.shape, frame.space.encoded_fov_mm[1:], strict=True)]
