@@ -153,6 +153,8 @@ class BlindSolver(PriorSolver):
             coil_maps=batch.coil_maps[0],
             field_map=None if batch.field_map is None else batch.field_map[0],
         )
+        if frame.field_map is not None:
+            _require_usable(frame.field_map, frame.space.shape)
         mask = self._mask(frame)
         try:
             basis = self._basis(frame, mask)
@@ -166,7 +168,7 @@ class BlindSolver(PriorSolver):
         return _as_a_slice(found.image), found.unit[None]
 
     def _sought(self, frame: Frame, basis: FieldBasis, run: Run) -> BlindEstimate:
-        start = torch.zeros_like(basis.deviation_hz) if frame.field_map is None else _fitted(basis, frame.field_map)
+        start = torch.zeros_like(basis.deviation_hz) if frame.field_map is None else basis.fit(frame.field_map)
         if self.method == RED_DIFF:
             problem = self._problem_of(frame, basis, None)
             problem = problem.scaled_for(self._prior.convention, problem.start)
@@ -174,9 +176,15 @@ class BlindSolver(PriorSolver):
         return blind_gauss_newton(self._stages(frame, basis), self._prior, run, start)
 
     def _mask(self, frame: Frame) -> Tensor:
-        """The outline of what a first image shows, and a margin."""
+        """The outline of what a first image shows, in the field that is known before if there is one, and a margin.
+
+        Without it, a far shim moves the outline.
+        """
         assert frame.coil_maps is not None
-        model = LinearModel(encoding_of(frame, self.session), frame.coil_maps)
+        if frame.field_map is None:
+            model = LinearModel(encoding_of(frame, self.session), frame.coil_maps)
+        else:
+            model = self._model(replace(frame, field_map=frame.field_map.clamp(-self.limit, self.limit)))
         problem = LinearProblem.of(model, frame.samples.kspace)
         blurred = conjugate_gradient(problem.normal, problem.adjoint, iterations=10, tolerance=1e-2).image
         margin = [MARGIN_MM * n / mm for n, mm in zip(blurred.shape, frame.space.encoded_fov_mm[1:], strict=True)]
@@ -280,14 +288,11 @@ def _described(found: BlindEstimate) -> str:
     return f"field from {low:.0f} to {high:.0f} Hz; misfit per sample {course}, at last {found.misfits[-1]:.3f}"
 
 
-def _fitted(basis: FieldBasis, field_map: Tensor) -> Tensor:
-    if field_map.shape != basis.mask.shape:
-        raise ValueError(
-            f"expected a field map {list(basis.mask.shape)} on the grid of the image, got {list(field_map.shape)}"
-        )
+def _require_usable(field_map: Tensor, shape: tuple[int, ...]) -> None:
+    if field_map.shape != shape:
+        raise ValueError(f"expected a field map {list(shape)} on the grid of the image, got {list(field_map.shape)}")
     if not torch.isfinite(field_map).all():
         raise ValueError("the field map holds values that are not finite")
-    return basis.fit(field_map)
 
 
 def _of_shots(frame: Frame, which: Tensor) -> Frame:

@@ -55,7 +55,7 @@ def simulated(folder: Path, work: Path) -> dict[str, Tensor]:
 def phantom(folder: Path, work: Path) -> dict[str, Tensor]:
     """A real disc in a bad shim; prints how round and sharp it is, and how far the field is from the measured one."""
     raw, measured = folder / "acr_shimoff_20ch.h5", folder / "acr_shimoff_20ch_b0map.npz"
-    mask, field_hz = stored(measured, "mask"), -stored(measured, "b0_hz") - OFFSET_HZ
+    mask, field_hz = stored(measured, "mask"), -stored(measured, "b0_hz") + OFFSET_HZ
     np.savez(work / "disc.npz", field_map_hz=stored(measured, "b0_hz").numpy(), mask=mask.numpy())
     known = {"FieldMap.file": str(work / "disc.npz"), "FieldMap.field_sign": "+", "FieldMap.offset": str(OFFSET_HZ)}
     found = _timed(raw, "blind_joint", **PHANTOM, **FAR)

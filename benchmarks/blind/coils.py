@@ -53,8 +53,8 @@ from recon_core.trajectories import cartesian_lines, linear_angles, radial_spoke
 TUNING_SLICES = 2
 WEIGHTS = {  # that are tried on the tuning slices
     "joint_tv": [2 ** (i / 2) for i in range(-5, 1)],
-    "joint_pogmdm_map": [2 ** (i / 2) for i in range(-6, -1)],
-    "joint_pogmdm_mmse": [2 ** (i / 2) for i in range(-6, -1)],
+    "joint_pogmdm_map": [2 ** (i / 2) for i in range(-10, -3)],
+    "joint_pogmdm_mmse": [2 ** (i / 2) for i in range(-10, -1)],
 }
 KNOTS = 5
 MAP_STEPS = 60
@@ -280,7 +280,7 @@ class Bench:
             for method in methods:
                 if method in WEIGHTS and weights[method] is None:
                     continue
-                key = f"{self._name}, test {number} of {len(self._test)}: {method}"
+                key = f"{self._name}, test {number} of {len(self._test)}: {_weighed(method, weights.get(method))}"
                 compute = partial(self._score, method, scan, number, fits[method], weights.get(method))
                 if (score := self._kept.get(key, compute)) is not None:
                     found[labels[method]].append(Score(*score))
@@ -309,7 +309,7 @@ class Bench:
         """The best by PSNR of one sample on the tuning slices; None where there was no time to find it."""
         gains = []
         for weight in WEIGHTS[method]:
-            key = f"{self._name}, tune {len(self._tuning)}: {method} {weight:g}"
+            key = f"{self._name}, tune {len(self._tuning)}: {_weighed(method, weight)}"
             gain = self._kept.get(key, partial(self._gain, method, weight))
             if gain is None:
                 return None
@@ -318,6 +318,11 @@ class Bench:
 
     def _gain(self, method: str, weight: float) -> float:
         return mean(psnr(reconstructed(method, s(), 0, weight, 1)[0], s().truth) for s in self._tuning)
+
+
+def _weighed(method: str, weight: float | None) -> str:
+    """What scores are kept under: those of another weight are not taken for this one's."""
+    return method if weight is None else f"{method} {weight:g}"
 
 
 HEADER = ["PSNR in dB", "PSNR fitted", "SSIM fitted", "residual in %", "ESPIRiT's", "s per slice", "slices"]

@@ -95,13 +95,14 @@ def map_estimate(
     run: Run,
     *,
     steps: int = 250,
-    level: float = 0.01,
+    level: float = 0.0,
     weight: float = 1.0,
 ) -> JointEstimate:
     """The most likely image for the maps that were found, by Nesterov's accelerated gradients (paper 003).
 
     Minimises `|unit A x - y|^2 - weight log p(x)` with the density of images that have noise of a low level, which is
-    the one that the prior knows. The step is one over the greatest curvature that data and prior can have.
+    the one that the prior knows: the lower, the sharper it tells the air from the head. The step is one over the
+    greatest curvature that data and prior can have.
 
     Args:
         problem: as it was solved.
@@ -109,7 +110,7 @@ def map_estimate(
         found: where to begin.
         run: what may be spent; nothing is drawn.
         steps: of the descent.
-        level: of the prior, or the lowest that it knows.
+        level: of the prior, but at least the lowest that it knows.
         weight: of the prior, see `joint_diffusion`.
 
     Returns:

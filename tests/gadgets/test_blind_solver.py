@@ -445,3 +445,17 @@ def test_the_pipelines_are_made_of_gadgets_that_are_there(name):
     assert names.index("CoilMaps") < names.index("FieldMap") < names.index("BlindSolver")
     assert (blind.method, blind.prior, blind.samples) == ("gauss_newton", "head_unet_large", 4)
     assert blind.refine_coil_maps == (name == "blind_joint")
+
+
+def test_the_outline_is_that_in_the_field_that_is_known():
+    """A shim moves and blurs the image that knows none: the mask with the map is that of no field at all."""
+    shim = 100 + 300 * X
+    still, moved = (
+        exact_signal(IMAGE, MAPS, field, TRAJECTORY.double(), TIMES.double()).to(torch.complex64)
+        for field in (torch.zeros_like(shim), shim)
+    )
+    solver = BlindSolver(prior="head_unet", limit=600.0)
+    solver.open(session(header(), cache=CACHE))
+    frames = scanned(still), scanned(moved, shim), scanned(moved)
+    right, known, unknown = (solver._mask(frame) for frame in frames)
+    assert (right != known).sum() < 0.05 * right.sum() < (right != unknown).sum()
