@@ -82,7 +82,7 @@ class ToeplitzKernels:
 
     def _coil_sum(self, images: Tensor, maps: Tensor, at_once: int) -> Tensor:
         """Of images `[term, image, *shape]` and maps `[image, coil, *shape]`."""
-        total = torch.zeros_like(images)
+        total = torch.zeros_like(images, dtype=torch.promote_types(images.dtype, maps.dtype))
         for phase in range(len(self.values)):
             for some in torch.split(maps, at_once, 1):
                 # A pass over all coils and terms takes as long as half of an FFT: there are no more than needed.
