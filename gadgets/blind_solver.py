@@ -50,7 +50,7 @@ CLEAR_GAIN = 0.25
 """In sharpness over no field at all, of an image with a shim that is believed.
 
 Far shims gained 31 (a phantom) to 96 %, and were all found. Of nine heads without one, eight gained 3 to 25 %, and what
-was found was up to 14 Hz worse than zero; one gained 40 %, and it helped (benchmarks/RESULTS.md).
+was found was up to 23 Hz worse than zero; one gained 40 %, and it helped (benchmarks/RESULTS.md).
 """
 
 HELD_OUT_EVERY = 8
