@@ -27,7 +27,12 @@ from recon_core.metrics import nrmse
 
 PICTURE = Path(__file__).parent.parent / "pictures" / "blind_cases.png"
 PHANTOM = {"CoilMaps.calibration": "48"}
-FAR = {"BlindSolver.limit": "1200", "BlindSolver.fields": "polynomial", "BlindSolver.samples": "1"}
+FAR = {
+    "BlindSolver.limit": "1200",
+    "BlindSolver.seek_shim": "true",
+    "BlindSolver.fields": "polynomial",
+    "BlindSolver.samples": "1",
+}
 OFFSET_HZ = 450.0
 OBJECT = 0.1  # of the brightest pixel of the truth
 

@@ -430,6 +430,7 @@ def test_cartesian_lines_are_solved_on_one_grid(short, coils):
             {"method": "red_diff", "refine_coil_maps": True},
             "refine_coil_maps is set, but has no effect with method red",
         ),
+        ({"method": "red_diff", "seek_shim": True}, "seek_shim is set, but has no effect with method red_diff"),
     ],
 )
 def test_properties_without_effect_are_refused(settings, message):
@@ -459,3 +460,76 @@ def test_the_outline_is_that_in_the_field_that_is_known():
     frames = scanned(still), scanned(moved, shim), scanned(moved)
     right, known, unknown = (solver._mask(frame) for frame in frames)
     assert (right != known).sum() < 0.05 * right.sum() < (right != unknown).sum()
+
+
+FAR_SHIM_HZ = 720 + 1000 * X - 480 * Y
+MANY = spiral_trajectory(N, 16, 250)
+MANY_TIMES = torch.linspace(0, 0.003, 250)
+"""Of a spiral without undersampling, which misleads the search for a shim."""
+
+
+@pytest.fixture(scope="module")
+def far() -> Frame:
+    """With noise of unit variance."""
+    signal = exact_signal(IMAGE, MAPS, FIELD_HZ + FAR_SHIM_HZ, MANY.double(), MANY_TIMES.double())
+    kspace = (signal + complex_noise(*signal.shape, seed=1, dtype=signal.dtype)).to(torch.complex64)
+    return replace(scanned(kspace), samples=Samples(kspace, MANY), times=MANY_TIMES.repeat(16, 1))
+
+
+def test_a_far_shim_is_where_joint_steps_begin(far, monkeypatch):
+    """In two short stages, which are too few without. In the history it has the units of shim coils."""
+    shorten(monkeypatch, 2)
+    opened = session(header(), cache=CACHE)
+    begun, without = (
+        solved(replace(far, history=[]), opened=opened, limit=1200.0, fields="polynomial", order=3, seek_shim=seek)[-1]
+        for seek in (True, False)
+    )
+    assert rms_hz(begun.field_map - FIELD_HZ - FAR_SHIM_HZ) < 15
+    assert rms_hz(without.field_map - FIELD_HZ - FAR_SHIM_HZ) > 300
+    (note,) = (note for note in begun.history if "shim" in note)
+    words = re.fullmatch(
+        r"BlindSolver: begins with a shim of (\S+) Hz, (\S+) Hz/cm along y and (\S+) Hz/cm along x makes the image "
+        r"(\S+)% sharper",
+        note,
+    )
+    offset, y, x, gain = map(float, words.groups())
+    assert offset == pytest.approx(720, abs=20)
+    assert (y, x) == pytest.approx((-480 / 21, 1000 / 21), abs=3)
+    assert gain > 25
+    assert opened.tell == []
+    assert not any("shim" in note for note in without.history)
+
+
+def require_no_shim(frame: Frame, told: list[str], reason: str) -> None:
+    """Which is told and stands in the history, once."""
+    (note,) = (note for note in frame.history if "shim" in note)
+    assert re.fullmatch(f"BlindSolver: no clear shim: {reason}", note)
+    assert told == [f"{frame.label}: {note}"]
+
+
+def test_a_shim_that_hardly_sharpens_is_not_believed(kspace, short):
+    """Then the search begins at zero, as it does without."""
+    opened = session(header(), cache=CACHE)
+    frame, without = solved(scanned(kspace), opened=opened, seek_shim=True)[-1], solved(scanned(kspace))[-1]
+    reason = (
+        r"the best one, \S+ Hz, \S+ Hz/cm along y and \S+ Hz/cm along x makes the image \S+% sharper, "
+        "which is less than 25%; the search begins at zero"
+    )
+    require_no_shim(frame, opened.tell, reason)
+    assert torch.equal(frame.field_map, without.field_map)
+
+
+def test_too_far_a_search_for_a_shim_is_refused(kspace, short, monkeypatch):
+    monkeypatch.setattr("recon_core.calibration.shim.MOST_PLANES", 5)
+    opened = session(header(), cache=CACHE)
+    frame = solved(scanned(kspace), opened=opened, seek_shim=True)[-1]
+    reason = "100 Hz in 12 ms make 79 candidates, more than 5; a limit of 39 Hz makes fewer; the search begins at zero"
+    require_no_shim(frame, opened.tell, reason)
+
+
+def test_no_shim_is_sought_where_a_field_map_is_known(kspace, held):
+    opened = session(header(), cache=CACHE)
+    frame = solved(scanned(kspace, FIELD_HZ), opened=opened, seek_shim=True)[-1]
+    reason = "seek_shim has no effect where a field map is known; the search begins with the field map of before"
+    require_no_shim(frame, opened.tell, reason)
+    assert field_error(frame) < 1
