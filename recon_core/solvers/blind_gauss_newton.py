@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from recon_core.priors.prior import Prior
-from recon_core.solvers.blind_linearised import Linearised
+from recon_core.solvers.blind_linearised import Linearised, whole
 from recon_core.solvers.blind_problem import BlindEstimate, BlindProblem, Whereabouts
 from recon_core.solvers.decomposed_diffusion import decomposed_diffusion
 from recon_core.solvers.linear_problem import complex_normal
+from recon_core.solvers.prior_curvature import left_of_changes
 from recon_core.solvers.run import Run
 from recon_core.solvers.schedule import falling_levels
 
@@ -68,6 +69,8 @@ class Stage:
         iterations: of conjugate gradients in each step.
         caution: times that what is known of fields beforehand counts. Most of what the data seem to say against it is
             not their noise: coil maps, grid and denoised image have errors of their own, alike in many samples.
+        followed: whether steps allow for the denoised image's following the image, which makes them longer where they
+            lead from one likely image to another (`left_of_changes`). It pays near the end.
     """
 
     problem: Callable[[Tensor], BlindProblem]
@@ -77,16 +80,17 @@ class Stage:
     iterations: int
     more: int = 0
     caution: float = 30.0
+    followed: bool = False
 
 
 def coarse(problem: Callable[[Tensor], BlindProblem]) -> Stage:
     """From nothing, on half the grid: early samples, on which the field's phase has turned less than once or twice."""
-    return Stage(problem, steps=16, highest=0.1, lowest=0.03, iterations=25, more=8)
+    return Stage(problem, steps=16, highest=0.1, lowest=0.03, iterations=25, more=16)
 
 
 def fine(problem: Callable[[Tensor], BlindProblem]) -> Stage:
     """From a field that is about right, with all samples."""
-    return Stage(problem, steps=8, highest=0.05, lowest=0.03, iterations=12)
+    return Stage(problem, steps=6, highest=0.05, lowest=0.03, iterations=12, more=4, caution=5.0, followed=True)
 
 
 def alone(problem: Callable[[Tensor], BlindProblem]) -> Stage:
@@ -164,9 +168,11 @@ def _walked(
         if not run.go_on(done, stage.steps + stage.more):
             return image, at, misfits, True
         noise = math.sqrt(2) * level * complex_normal((_LOOKS, *image.shape), image, run.generator)
-        denoised = prior.denoise(image + noise, level).mean(0)
-        open_ = max(level, _OPEN)
-        change = Linearised(problem, image, at, 1 / (2 * open_**2), stage.caution).step(denoised, stage.iterations)
+        each = prior.denoise(image + noise, level)
+        denoised, open_ = each.mean(0), max(level, _OPEN)
+        left = left_of_changes(prior, (image + noise)[0], each[0], level) if stage.followed else whole
+        near = Linearised(problem, image, at, 1 / (2 * open_**2), left, stage.caution)
+        change = near.step(denoised, stage.iterations)
         field, coils = change.field + _MOMENTUM * last.field, change.coils + _MOMENTUM * last.coils
         moved_hz = _size(problem, image, field)
         last = Whereabouts(field * (_LARGEST_STEP_HZ / max(moved_hz, _LARGEST_STEP_HZ)), coils)

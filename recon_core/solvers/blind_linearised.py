@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -33,6 +34,11 @@ class Change(NamedTuple):
     coils: Tensor
 
 
+def whole(change: Tensor) -> Tensor:
+    """What is left of a change where the centre does not follow."""
+    return change
+
+
 class Linearised:
     """`sum_c |unit A_c(psi + B dtheta, S_c + dS_c)(x + dx) - y_c|^2 + pull |x + dx - centre|^2`, the model to first
     order, and what is known of the coefficients beforehand, `caution |theta + dtheta|_P^2 / 2 + |q + dq|_Q^2`.
@@ -51,7 +57,13 @@ class Linearised:
     """
 
     def __init__(
-        self, problem: BlindProblem, image: Tensor, at: Whereabouts, pull: float, caution: float = 1.0
+        self,
+        problem: BlindProblem,
+        image: Tensor,
+        at: Whereabouts,
+        pull: float,
+        left: Callable[[Tensor], Tensor] = whole,
+        caution: float = 1.0,
     ) -> None:
         """Takes the point.
 
@@ -60,9 +72,10 @@ class Linearised:
             image: x, `[y, x]`.
             at: theta and q.
             pull: precision of each complex pixel about the centre, `1 / (2 level^2)`.
+            left: what is left of a change of the image `[y, x]` where the centre follows it (`left_of_changes`).
             caution: times that the precision of theta counts.
         """
-        self._problem, self._image, self._at, self._pull = problem, image, at, pull
+        self._problem, self._image, self._at, self._pull, self._left = problem, image, at, pull, left
         self._maps = problem.maps(at.coils)
         self._squares = self._maps.abs().square().sum(0).clamp_min(torch.finfo(self._maps.real.dtype).tiny)
         self._model = problem.uncombined.with_field(problem.field(at.field))
@@ -160,7 +173,7 @@ class Linearised:
             return self._packed(
                 self._following(
                     Change(
-                        along.image + self._pull * change.image,
+                        along.image + self._pull * self._left(change.image),
                         along.field + self._precision.field * change.field,
                         along.coils + self._precision.coils * change.coils,
                     )

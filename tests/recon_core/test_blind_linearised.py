@@ -47,7 +47,7 @@ class Case:
         return self.image.numel()
 
     def near(self, pull: float = PULL, caution: float = 1.0) -> Linearised:
-        return Linearised(self.problem, self.image, self.at, pull, caution)
+        return Linearised(self.problem, self.image, self.at, pull, caution=caution)
 
 
 def signal(image: Tensor, maps: Tensor, field_hz: Tensor, trajectory: Tensor, times: Tensor) -> Tensor:
@@ -151,6 +151,17 @@ def test_a_step_leads_to_the_minimum_of_the_dense_problem(case, exact, pull):
     sizes = 2 * case.pixels, len(THETA), 2 * case.at.coils.numel()
     for some, true in zip(found.split(sizes), truth.split(sizes), strict=True):
         assert float((some - true).norm()) <= 1e-4 * float(true.norm())
+
+
+def test_a_centre_that_follows_pulls_less_along_what_it_follows(case, exact):
+    """The matrix then holds what is left of a change, the right-hand side the whole way to the centre."""
+    left = torch.linspace(0.1, 1, case.pixels, dtype=torch.float64)
+    matrix, side = dense(case, PULL, CENTRE)
+    matrix -= PULL * torch.block_diag(torch.diag(1 - left.repeat(2)), torch.zeros(2 * [len(matrix) - 2 * case.pixels]))
+    near = Linearised(case.problem, case.image, case.at, PULL, lambda change: left.view(change.shape) * change)
+    found, truth = flat(near.step(CENTRE, 400)), torch.linalg.solve(matrix, side)
+    assert relative(found - truth, truth) < 1e-4
+    assert relative(flat(case.near().step(CENTRE, 400)) - truth, truth) > 1e-2
 
 
 def test_caution_counts_what_is_known_of_the_field_several_times(case, exact):
