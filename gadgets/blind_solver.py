@@ -77,8 +77,8 @@ class BlindSolver(PriorSolver):
     is at its limit where much of the signal is, or there is no object to look for it in, the image leaves without a
     correction, which is told and stands in its history, and no field map leaves.
 
-    The image has its phase at the moment when the centre of k-space is visited, not at the excitation, and its
-    deviation does not hold that of the field.
+    The image has its phase at the moment when the centre of k-space is visited, not at the excitation. Its deviation,
+    of several samples, holds that of the field.
     """
 
     method = choice(

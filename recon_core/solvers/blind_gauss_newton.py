@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from recon_core.priors.prior import Prior
+from recon_core.solvers.blind_deviation import with_open_field
 from recon_core.solvers.blind_linearised import Linearised, whole
 from recon_core.solvers.blind_problem import BlindEstimate, BlindProblem, Whereabouts
 from recon_core.solvers.decomposed_diffusion import decomposed_diffusion
@@ -105,8 +106,8 @@ def blind_gauss_newton(stages: Sequence[Stage], prior: Prior, run: Run, start: T
     and the denoised image (`Linearised`), to which field and maps add a part of their last one; then the image alone,
     with the new field and maps; and noise of the next level is added.
 
-    Once the field has come to rest, images are drawn with it by `decomposed_diffusion`; their deviation does not hold
-    the field's.
+    Once the field has come to rest, images are drawn with it by `decomposed_diffusion`; their mean is the image, and
+    its deviation holds the field's too (`with_open_field`).
 
     Args:
         stages: to go through; the last one's problem is that of the image. When the run says that it is time to end,
@@ -145,6 +146,9 @@ def blind_gauss_newton(stages: Sequence[Stage], prior: Prior, run: Run, start: T
     given = last.given(last.start._replace(field=at.field))
     found = decomposed_diffusion(given, prior, rest, steps=_IMAGE_STEPS, highest=_IMAGE_LEVEL)
     found = replace(found, steps=done + found.steps, planned=planned)
+    if found.deviation is not None:
+        others = at.field + _ERROR_PER_DEVIATION * deviation
+        found = with_open_field(last, found, torch.cat([at.field[None], others]), _OPEN)
     field_hz = problem.field(at.field)
     deviation_hz = _field_deviation(problem, deviation)
     return BlindEstimate(found, last.unit, field_hz, deviation_hz, last.coil_maps, misfits)

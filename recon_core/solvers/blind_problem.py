@@ -178,7 +178,7 @@ class BlindEstimate:
     """What a solver found.
 
     Attributes:
-        image: on the scale of its problem, `[y, x]`, with the deviation among the samples.
+        image: on the scale of its problem, `[y, x]`, with a deviation where several samples were drawn.
         unit: of the image, `[]`.
         field_hz: psi, `[y, x]`.
         field_deviation_hz: its standard deviation, `[y, x]`; None from methods that know none.

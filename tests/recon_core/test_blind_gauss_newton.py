@@ -240,6 +240,23 @@ def test_same_seed_same_estimate(half, few_draws, monkeypatch):
     assert relative(other.field_hz - first.field_hz, first.field_hz) > 1e-3
 
 
+def test_the_deviation_of_several_samples_holds_that_of_the_field_and_their_mean_is_as_it_was(
+    half, few_draws, monkeypatch
+):
+    monkeypatch.setattr("recon_core.solvers.blind_gauss_newton._IMAGE_STEPS", 3)
+
+    def found(samples: int, error: float) -> BlindEstimate:
+        monkeypatch.setattr("recon_core.solvers.blind_gauss_newton._ERROR_PER_DEVIATION", error)
+        stages = [replace(alone(lambda _: half), steps=2, more=0)]
+        return blind_gauss_newton(stages, PRIOR, seeded(samples=samples), NOTHING)
+
+    known, open_, single = (found(*given).image for given in ((2, 0.0), (2, 5.0), (1, 5.0)))
+    assert relative(open_.image - known.image, known.image) < 1e-4
+    assert float((open_.deviation - known.deviation).min()) > -1e-4 * float(known.deviation.max())
+    assert relative(open_.deviation - known.deviation, known.deviation) > 0.1
+    assert single.deviation is None
+
+
 def test_no_step_moves_the_field_further_than_its_limit(problem, truth, few_draws, monkeypatch):
     """Root mean square where the image is bright, which the first denoised one about knows."""
     limit = 4.0

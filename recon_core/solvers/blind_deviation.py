@@ -1,0 +1,49 @@
+"""How far an image may be off that was found together with its field."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from recon_core.solvers.blind_problem import BlindProblem
+from recon_core.solvers.run import Estimate
+
+_ITERATIONS = 5
+
+_ERROR_PER_DEVIATION = 2.0
+"""Errors of images in terms of the deviation among samples that were drawn in the true field, on validation heads.
+
+With few steps and priors of heads the samples of `decomposed_diffusion` are too alike (benchmarks/RESULTS.md).
+"""
+
+
+def with_open_field(problem: BlindProblem, found: Estimate, fields: Tensor, level: float) -> Estimate:
+    """The same image, with a deviation that holds that of its field too.
+
+    By the law of total variance: to the variance in a known field, of which the samples tell, comes that of the mean
+    image among fields. A field of its own for each sample would blur their mean, and take as many samples as fields. So
+    the mean image is brought to the data once more, and again in each of the other fields, by a few iterations from
+    where it is, and by how much it moves is what counts.
+
+    A smooth change of the field moves phases to first order, and magnitudes to second: where the point k of k-space is
+    visited at the time tau(k), dx = F^H (-2 pi i tau) F dpsi x has the phase of the image turned by a quarter. That is
+    why images are solved for, not foretold.
+
+    Args:
+        problem: with known coil maps, in the units of the estimate.
+        found: `[y, x]`, of several samples that were drawn in one field.
+        fields: theta of that field, and of draws about it, `[1 + draw, function]`.
+        level: how near to where it is the image is held, standard deviation of a real channel.
+    """
+    assert found.deviation is not None
+    first, *others = (_brought_to_the_data(problem, found.image, theta, level) for theta in fields)
+    moved = (torch.stack(others) - first).abs().square().mean(0)
+    return replace(found, deviation=((_ERROR_PER_DEVIATION * found.deviation).square() + moved).sqrt())
+
+
+def _brought_to_the_data(problem: BlindProblem, image: Tensor, theta: Tensor, level: float) -> Tensor:
+    """In a field, theta `[function]`, from an image `[y, x]` that may be of another."""
+    given = problem.given(problem.start._replace(field=theta))
+    return given.tempered(image[None], level, image[None], _ITERATIONS)[0]
