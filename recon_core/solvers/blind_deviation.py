@@ -13,9 +13,10 @@ from recon_core.solvers.run import Estimate
 _ITERATIONS = 5
 
 _ERROR_PER_DEVIATION = 2.0
-"""Errors of images in terms of the deviation among samples that were drawn in the true field, on validation heads.
+"""Errors of images in terms of the deviation among four samples that were drawn in the true field.
 
-With few steps and priors of heads the samples of `decomposed_diffusion` are too alike (benchmarks/RESULTS.md).
+Root mean square on three validation scans: 1.6, 1.9 and 2.0. With few steps and priors of heads the samples of
+`decomposed_diffusion` are too alike; what 90 % intervals cover with it, on other heads, is in benchmarks/RESULTS.md.
 """
 
 
@@ -23,9 +24,9 @@ def with_open_field(problem: BlindProblem, found: Estimate, fields: Tensor, leve
     """The same image, with a deviation that holds that of its field too.
 
     By the law of total variance: to the variance in a known field, of which the samples tell, comes that of the mean
-    image among fields. A field of its own for each sample would blur their mean, and take as many samples as fields. So
-    the mean image is brought to the data once more, and again in each of the other fields, by a few iterations from
-    where it is, and by how much it moves is what counts.
+    image among fields. A field of its own for each sample makes their mean worse (benchmarks/RESULTS.md), and takes as
+    many samples as fields. So the mean image is brought to the data once more, and again in each of the other fields,
+    by a few iterations from where it is, and by how much it moves is what counts.
 
     A smooth change of the field moves phases to first order, and magnitudes to second: where the point k of k-space is
     visited at the time tau(k), dx = F^H (-2 pi i tau) F dpsi x has the phase of the image turned by a quarter. That is
