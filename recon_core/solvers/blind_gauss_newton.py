@@ -91,7 +91,7 @@ def coarse(problem: Callable[[Tensor], BlindProblem]) -> Stage:
 
 def fine(problem: Callable[[Tensor], BlindProblem]) -> Stage:
     """From a field that is about right, with all samples."""
-    return Stage(problem, steps=6, highest=0.05, lowest=0.03, iterations=12, more=4, caution=5.0, followed=True)
+    return Stage(problem, steps=8, highest=0.05, lowest=0.03, iterations=12, caution=10.0, followed=True)
 
 
 def alone(problem: Callable[[Tensor], BlindProblem]) -> Stage:
