@@ -1,5 +1,6 @@
 """Joint estimation against closed forms for known maps, and against the truth of a small scan for unknown ones."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor
 from recon_core.operators.encoding import Encoding
 from recon_core.operators.sampling import sampling_operator
 from recon_core.priors.library import load_prior
-from recon_core.solvers.joint_diffusion import PRODUCT_WEIGHT, joint_diffusion
+from recon_core.solvers.joint_diffusion import PRODUCT_WEIGHT, joint_diffusion, local_weight
 from recon_core.solvers.joint_langevin import joint_langevin, map_estimate
 from recon_core.solvers.joint_problem import JointEstimate, JointProblem
 from recon_core.solvers.joint_total_variation import joint_total_variation
@@ -17,7 +18,7 @@ from recon_core.solvers.run import Run
 
 from analytic import complex_noise, direct_sum, grid_trajectory, relative, ring_of_coils, smooth_head
 from gaussian_chain import relative_to
-from gaussian_problem import Gaussian, N, Scan, prior_of, scan, smooth
+from gaussian_problem import Gaussian, N, Scan, prior_of, scan, smooth, white
 
 MEAN = complex_noise(N, N, seed=9, dtype=torch.complex128)
 PRIOR = Gaussian(smooth(), MEAN)
@@ -58,6 +59,34 @@ def test_the_posterior_is_that_of_the_prior_to_the_power_of_its_weight():
     truth = given.posterior(Gaussian(smooth() / 0.5, MEAN))
     assert relative_to(truth, found) < 0.25
     assert abs(float((found.deviation / truth.deviation).square().mean()) - 1) < 0.2
+
+
+def test_a_low_weight_leaves_empty_images_to_the_whole_prior():
+    """Of images a third as strong as the noise of a full scan."""
+    faint = Gaussian(white(0.03))
+    given = scan(faint.draw())
+    settings = {"steps": 120, "highest": 0.3, "lowest": 0.01, "iterations": 20, "coil_iterations": 0}
+    found = joint_diffusion(known(given), prior_of(faint), seeded(samples=60), weight=0.1, **settings)
+    truth = given.posterior(faint)
+    assert relative_to(truth, found) < 0.25
+    assert abs(float((found.deviation / truth.deviation).square().mean()) - 1) < 0.2
+
+
+def test_the_local_weight_tells_what_is_empty_by_the_noise():
+    image, noise = torch.zeros(2, 32, 32, dtype=torch.complex64), torch.full((1, 1), 0.02)
+    image[1, :, :16] = 1j
+    empty, half = local_weight(0.2, image, noise)
+    torch.testing.assert_close(empty, torch.ones(32, 32))
+    torch.testing.assert_close(half[:, :16], torch.full((32, 16), 0.2))
+    torch.testing.assert_close(half[:, 20:], torch.ones(32, 12))
+    at_noise = torch.full((8, 8), 2 * 2**0.5 * 0.02, dtype=torch.complex64)  # of both channels, at the limit
+    torch.testing.assert_close(local_weight(0.2, at_noise, noise), torch.full((8, 8), 0.2 + 0.8 * math.exp(-1)))
+
+
+@pytest.mark.parametrize("weight", [1.0, 2.0])
+def test_no_weight_falls_where_the_image_is_empty(weight):
+    nothing = torch.zeros(8, 8, dtype=torch.complex64)
+    assert torch.equal(local_weight(weight, nothing, torch.tensor([[0.1]])), torch.full((8, 8), weight))
 
 
 def test_products_of_experts_count_less(undersampled):
