@@ -108,6 +108,19 @@ def test_the_most_likely_image_is_that_of_the_closed_form(weight):
     assert relative(found.image - truth, truth) < 1e-3
 
 
+def test_the_most_likely_image_has_a_weight_in_each_pixel():
+    """Of white images, whose density is a product over pixels."""
+    given, white_prior = scan(PRIOR.draw()), Gaussian(white(), MEAN)
+    problem = known(given)
+    weight = torch.linspace(0.2, 1, N * N, dtype=torch.float64).view(N, N)
+    nothing = JointEstimate(torch.zeros_like(MEAN), None, 0, 0, problem.first_maps)
+    found = map_estimate(problem, prior_of(white_prior), nothing, seeded(), steps=600, level=0.1, weight=weight)
+    precision = (weight / (2 * (white() + 0.1**2))).flatten().to(given.precision)
+    rhs = given.matrix.mH @ given.kspace + precision * MEAN.flatten()
+    truth = torch.linalg.solve(given.precision + torch.diag(precision), rhs).view(N, N)
+    assert relative(found.image - truth, truth) < 1e-3
+
+
 HEAD, COILS, SIZE = 40 * smooth_head(32), 4, 32
 
 
