@@ -23,8 +23,9 @@ PRODUCT_WEIGHT = 0.18
 product denoises well, yet beside data it holds too much down. Found by trial on validation heads."""
 
 _FIRST_ITERATIONS = 20
-_EMPTY = 2.0  # times the noise of a full scan: what the root mean square of a neighbourhood is compared with
 _NEIGHBOURHOOD = 7  # pixels, odd
+_EMPTY = 2.0  # times the noise of the data: below this root mean square, a neighbourhood counts as empty,
+_DIMMEST = 0.1  # unless it is above this: what is so bright is dim tissue, however much noise there is
 
 
 def joint_diffusion(
@@ -110,12 +111,13 @@ def local_weight(weight: float, image: Tensor, noise_level: Tensor) -> Tensor:
     Args:
         weight: where there is something.
         image: without noise, as far as is known, `[..., y, x]`.
-        noise_level: of the data (`JointProblem.noise_level`), by which empty is told, `[slice..., 1, 1]`.
+        noise_level: of the data (`JointProblem.noise_level`), what is below counts as empty, `[slice..., 1, 1]`.
     """
     power = image.abs().square()
     planes = power.reshape(-1, *power.shape[-2:])
     near = avg_pool2d(planes, _NEIGHBOURHOOD, 1, _NEIGHBOURHOOD // 2, count_include_pad=False).view_as(power)
-    empty = torch.exp(-near / (2 * (_EMPTY * noise_level) ** 2))
+    limit = (_EMPTY * math.sqrt(2) * noise_level).clamp(max=_DIMMEST)
+    empty = torch.exp(-near / limit**2)
     return weight + (max(weight, 1.0) - weight) * empty
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from recon_core.operators.encoding import Encoding
 from recon_core.operators.sampling import sampling_operator
 from recon_core.priors.library import load_prior
+from recon_core.priors.prior import Convention
 from recon_core.solvers.joint_diffusion import PRODUCT_WEIGHT, joint_diffusion, local_weight
 from recon_core.solvers.joint_langevin import joint_langevin, map_estimate
 from recon_core.solvers.joint_problem import JointEstimate, JointProblem
@@ -62,11 +63,11 @@ def test_the_posterior_is_that_of_the_prior_to_the_power_of_its_weight():
 
 
 def test_a_low_weight_leaves_empty_images_to_the_whole_prior():
-    """Of images a third as strong as the noise of a full scan."""
-    faint = Gaussian(white(0.03))
-    given = scan(faint.draw())
-    settings = {"steps": 120, "highest": 0.3, "lowest": 0.01, "iterations": 20, "coil_iterations": 0}
-    found = joint_diffusion(known(given), prior_of(faint), seeded(samples=60), weight=0.1, **settings)
+    """Of images a sixth as strong as the noise of a full scan."""
+    faint = Gaussian(white(0.015))
+    given, prior = scan(faint.draw()), prior_of(faint, Convention("percentile99", 0.001, 160.0))
+    settings = {"steps": 120, "highest": 0.1, "lowest": 0.004, "iterations": 20, "coil_iterations": 0}
+    found = joint_diffusion(known(given), prior, seeded(samples=60), weight=0.1, **settings)
     truth = given.posterior(faint)
     assert relative_to(truth, found) < 0.25
     assert abs(float((found.deviation / truth.deviation).square().mean()) - 1) < 0.2
@@ -79,8 +80,9 @@ def test_the_local_weight_tells_what_is_empty_by_the_noise():
     torch.testing.assert_close(empty, torch.ones(32, 32))
     torch.testing.assert_close(half[:, :16], torch.full((32, 16), 0.2))
     torch.testing.assert_close(half[:, 20:], torch.ones(32, 12))
-    at_noise = torch.full((8, 8), 2 * 2**0.5 * 0.02, dtype=torch.complex64)  # of both channels, at the limit
-    torch.testing.assert_close(local_weight(0.2, at_noise, noise), torch.full((8, 8), 0.2 + 0.8 * math.exp(-1)))
+    for limit, level in ((2 * math.sqrt(2) * noise, noise), (torch.full((1, 1), 0.1), 10 * noise)):
+        at_limit = limit.expand(8, 8).to(image)
+        torch.testing.assert_close(local_weight(0.2, at_limit, level), torch.full((8, 8), 0.2 + 0.8 * math.exp(-1)))
 
 
 @pytest.mark.parametrize("weight", [1.0, 2.0])
