@@ -27,7 +27,7 @@ class JointSolver(PriorSolver):
     samples of the image alone; where these have no dense centre, better maps to begin with are lost again in many
     steps. The maps leave as the series `coil_maps`, one image for each coil, and later gadgets get them.
 
-    The deviation is too small: with four samples the 90 % interval covered 59 to 75 % of the truth within validation
+    The deviation is too small: with four samples the 90 % interval covered 62 to 78 % of the truth within validation
     heads, and 43 to 62 % with head_unet, where exact draws would cover 81 %.
     """
 

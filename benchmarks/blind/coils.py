@@ -41,7 +41,7 @@ from recon_core.operators.linear_model import LinearModel
 from recon_core.priors.library import load_prior
 from recon_core.priors.prior import Prior
 from recon_core.solvers.decomposed_diffusion import decomposed_diffusion
-from recon_core.solvers.joint_diffusion import joint_diffusion
+from recon_core.solvers.joint_diffusion import joint_diffusion, local_weight
 from recon_core.solvers.joint_langevin import joint_langevin, map_estimate
 from recon_core.solvers.joint_problem import JointEstimate, JointProblem, normalised
 from recon_core.solvers.joint_total_variation import joint_total_variation
@@ -190,7 +190,8 @@ def _joint(solve: Callable[..., JointEstimate], prior: str, scan: CoilScan, run:
 
 def _most_likely(problem: JointProblem, prior: Prior, run: Run, weight: float) -> JointEstimate:
     found = joint_diffusion(problem, prior, run, weight=weight)
-    return map_estimate(problem, prior, found, run, steps=MAP_STEPS, weight=weight)
+    local = local_weight(weight, found.image, problem.noise_level)
+    return map_estimate(problem, prior, found, run, steps=MAP_STEPS, weight=local)
 
 
 METHODS: dict[str, tuple[Callable[..., Found], int]] = {  # and the samples that are drawn

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from recon_core.calibration.smooth_coils import Smoothness
 from recon_core.priors.pogmdm.model import PoGMDM
@@ -17,11 +18,14 @@ from recon_core.solvers.linear_problem import complex_normal
 from recon_core.solvers.run import Run
 from recon_core.solvers.schedule import falling_levels
 
-PRODUCT_WEIGHT = 0.25
+PRODUCT_WEIGHT = 0.18
 """Of products of experts. Their experts judge the same pixels again and again, as if each time were new evidence: the
 product denoises well, yet beside data it holds too much down. Found by trial on validation heads."""
 
 _FIRST_ITERATIONS = 20
+_NEIGHBOURHOOD = 7  # pixels, odd
+_EMPTY = 2.0  # times the noise of the data: below this root mean square, a neighbourhood counts as empty,
+_DIMMEST = 0.1  # unless it is above this: what is so bright is dim tissue, however much noise there is
 
 
 def joint_diffusion(
@@ -52,7 +56,8 @@ def joint_diffusion(
     The weight of the prior is the power to which its density counts. In the limit of a Gaussian prior and many steps
     the samples have the mean of that posterior and `weight / 2` times its variance, by which the deviation is put
     right; one of heads is still too small (benchmarks/RESULTS.md). Where a weight below one serves, the prior is surer
-    than it should be; plug-and-play methods use such weights too (0.23 in Zhang et al., IEEE TPAMI 44:6360, 2022).
+    than it should be; plug-and-play methods use such weights too (0.23 in Zhang et al., IEEE TPAMI 44:6360, 2022). A
+    weight below one is that of what is there to be seen: where the image is empty it is one (`local_weight`).
 
     Args:
         problem: in the units of the prior (`JointProblem.scaled_for`).
@@ -61,7 +66,7 @@ def joint_diffusion(
         steps: noise levels.
         highest: noise level to begin with, of the unit image.
         lowest: noise level to end with.
-        weight: of the prior; by default 1, but for a product of experts `PRODUCT_WEIGHT`.
+        weight: of the prior, where the image is not empty; by default 1, but for a product of experts `PRODUCT_WEIGHT`.
         iterations: of conjugate gradients for the image in each step.
         coil_iterations: of conjugate gradients for the maps in each step; none leave the first maps as they are.
         smoothness: weight of the penalty of the maps (`Smoothness`).
@@ -83,7 +88,8 @@ def joint_diffusion(
             return _estimate(problem, image, coil_maps, weight, done, steps)
         noisy = image + math.sqrt(2) * level * complex_normal(image.shape, image, run.generator)
         denoised = prior.denoise(noisy, level)
-        image = problem.given(coil_maps).tempered(denoised, level / math.sqrt(weight), denoised, iterations)
+        width = level / local_weight(weight, denoised, problem.noise_level).sqrt()
+        image = problem.given(coil_maps).tempered(denoised, width, denoised, iterations)
         if wide is not None:
             wide = fit(image, wide, coil_iterations)
             coil_maps = fit.maps(wide)
@@ -95,10 +101,32 @@ def prior_weight(prior: Prior) -> float:
     return PRODUCT_WEIGHT if isinstance(prior.denoiser, PoGMDM) else 1.0
 
 
+def local_weight(weight: float, image: Tensor, noise_level: Tensor) -> Tensor:
+    """Of the prior in each pixel: one where the image is empty, and the weight, if that is less, where it is not.
+
+    What a product of experts counts too often is structure: many filters of all scales see the same edge. The air has
+    none; what they all hold down there is noise, which a low weight would leave in it. That noise is most of the error
+    outside of heads (benchmarks/RESULTS.md).
+
+    Args:
+        weight: where there is something.
+        image: without noise, as far as is known, `[..., y, x]`.
+        noise_level: of the data (`JointProblem.noise_level`), what is below counts as empty, `[slice..., 1, 1]`.
+    """
+    power = image.abs().square()
+    planes = power.reshape(-1, *power.shape[-2:])
+    near = avg_pool2d(planes, _NEIGHBOURHOOD, 1, _NEIGHBOURHOOD // 2, count_include_pad=False).view_as(power)
+    limit = (_EMPTY * math.sqrt(2) * noise_level).clamp(max=_DIMMEST)
+    empty = torch.exp(-near / limit**2)
+    return weight + (max(weight, 1.0) - weight) * empty
+
+
 def _estimate(
     problem: JointProblem, image: Tensor, coil_maps: Tensor, weight: float, done: int, planned: int
 ) -> JointEstimate:
     """With the deviation of the posterior, of which samples without momentum have half the variance."""
     found = JointEstimate.of_both(*problem.fixed(image, coil_maps), done, planned)
-    factor = math.sqrt(2 / weight)
-    return found if found.deviation is None else replace(found, deviation=factor * found.deviation)
+    if found.deviation is None:
+        return found
+    factor = (2 / local_weight(weight, found.image, problem.noise_level)).sqrt()
+    return replace(found, deviation=factor * found.deviation)

@@ -96,7 +96,7 @@ def map_estimate(
     *,
     steps: int = 250,
     level: float = 0.0,
-    weight: float = 1.0,
+    weight: float | Tensor = 1.0,
 ) -> JointEstimate:
     """The most likely image for the maps that were found, by Nesterov's accelerated gradients (paper 003).
 
@@ -111,14 +111,14 @@ def map_estimate(
         run: what may be spent; nothing is drawn.
         steps: of the descent.
         level: of the prior, but at least the lowest that it knows.
-        weight: of the prior, see `joint_diffusion`.
+        weight: of the prior, one or of each pixel, see `joint_diffusion`.
 
     Returns:
         Without a deviation.
     """
     level = max(level, prior.convention.lowest)
     given = problem.given(found.coil_maps)
-    length = 1 / (2 * problem.strength + weight / level**2)
+    length = 1 / (2 * problem.strength + float(torch.as_tensor(weight).max()) / level**2)
     image = ahead = found.image
     momentum = 1.0
     for done in range(steps):

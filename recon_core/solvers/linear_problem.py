@@ -100,7 +100,7 @@ class LinearProblem:
         return self._unit * torch.stack(drawn)
 
     def tempered(
-        self, centre: Tensor, level: float, start: Tensor | None, iterations: int, tolerance: float = 1e-4
+        self, centre: Tensor, level: float | Tensor, start: Tensor | None, iterations: int, tolerance: float = 1e-4
     ) -> Tensor:
         """Mean of the images given the data, if the prior were a Gaussian about a centre.
 
@@ -108,14 +108,16 @@ class LinearProblem:
 
         Args:
             centre: `[sample, slice..., y, x]`.
-            level: its standard deviation per real channel.
+            level: its standard deviation per real channel, one or of each pixel.
             start: first image; zero by default.
             iterations: at most so many.
             tolerance: relative residual at which to stop.
         """
         return self.solve(self.adjoint + centre / (2 * level**2), level, start, iterations, tolerance)
 
-    def solve(self, rhs: Tensor, level: float, start: Tensor | None, iterations: int, tolerance: float) -> Tensor:
+    def solve(
+        self, rhs: Tensor, level: float | Tensor, start: Tensor | None, iterations: int, tolerance: float
+    ) -> Tensor:
         """x of `(unit^2 A^H A + 1 / (2 level^2)) x = rhs`, of each image for itself."""
         return conjugate_gradient(
             lambda x: self.normal(x) + x / (2 * level**2),

@@ -1,5 +1,6 @@
 """Joint estimation against closed forms for known maps, and against the truth of a small scan for unknown ones."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,8 @@ from torch import Tensor
 from recon_core.operators.encoding import Encoding
 from recon_core.operators.sampling import sampling_operator
 from recon_core.priors.library import load_prior
-from recon_core.solvers.joint_diffusion import PRODUCT_WEIGHT, joint_diffusion
+from recon_core.priors.prior import Convention
+from recon_core.solvers.joint_diffusion import PRODUCT_WEIGHT, joint_diffusion, local_weight
 from recon_core.solvers.joint_langevin import joint_langevin, map_estimate
 from recon_core.solvers.joint_problem import JointEstimate, JointProblem
 from recon_core.solvers.joint_total_variation import joint_total_variation
@@ -17,7 +19,7 @@ from recon_core.solvers.run import Run
 
 from analytic import complex_noise, direct_sum, grid_trajectory, relative, ring_of_coils, smooth_head
 from gaussian_chain import relative_to
-from gaussian_problem import Gaussian, N, Scan, prior_of, scan, smooth
+from gaussian_problem import Gaussian, N, Scan, prior_of, scan, smooth, white
 
 MEAN = complex_noise(N, N, seed=9, dtype=torch.complex128)
 PRIOR = Gaussian(smooth(), MEAN)
@@ -60,6 +62,35 @@ def test_the_posterior_is_that_of_the_prior_to_the_power_of_its_weight():
     assert abs(float((found.deviation / truth.deviation).square().mean()) - 1) < 0.2
 
 
+def test_a_low_weight_leaves_empty_images_to_the_whole_prior():
+    """Of images a sixth as strong as the noise of a full scan."""
+    faint = Gaussian(white(0.015))
+    given, prior = scan(faint.draw()), prior_of(faint, Convention("percentile99", 0.001, 160.0))
+    settings = {"steps": 120, "highest": 0.1, "lowest": 0.004, "iterations": 20, "coil_iterations": 0}
+    found = joint_diffusion(known(given), prior, seeded(samples=60), weight=0.1, **settings)
+    truth = given.posterior(faint)
+    assert relative_to(truth, found) < 0.25
+    assert abs(float((found.deviation / truth.deviation).square().mean()) - 1) < 0.2
+
+
+def test_the_local_weight_tells_what_is_empty_by_the_noise():
+    image, noise = torch.zeros(2, 32, 32, dtype=torch.complex64), torch.full((1, 1), 0.02)
+    image[1, :, :16] = 1j
+    empty, half = local_weight(0.2, image, noise)
+    torch.testing.assert_close(empty, torch.ones(32, 32))
+    torch.testing.assert_close(half[:, :16], torch.full((32, 16), 0.2))
+    torch.testing.assert_close(half[:, 20:], torch.ones(32, 12))
+    for limit, level in ((2 * math.sqrt(2) * noise, noise), (torch.full((1, 1), 0.1), 10 * noise)):
+        at_limit = limit.expand(8, 8).to(image)
+        torch.testing.assert_close(local_weight(0.2, at_limit, level), torch.full((8, 8), 0.2 + 0.8 * math.exp(-1)))
+
+
+@pytest.mark.parametrize("weight", [1.0, 2.0])
+def test_no_weight_falls_where_the_image_is_empty(weight):
+    nothing = torch.zeros(8, 8, dtype=torch.complex64)
+    assert torch.equal(local_weight(weight, nothing, torch.tensor([[0.1]])), torch.full((8, 8), weight))
+
+
 def test_products_of_experts_count_less(undersampled):
     product, network = load_prior("head_pogmdm"), HEADS
     for prior, weight in ((product, PRODUCT_WEIGHT), (network, 1.0)):
@@ -76,6 +107,19 @@ def test_the_most_likely_image_is_that_of_the_closed_form(weight):
     nothing = JointEstimate(torch.zeros_like(MEAN), None, 0, 0, problem.first_maps)
     found = map_estimate(problem, prior_of(PRIOR), nothing, seeded(), steps=600, level=0.1, weight=weight)
     truth = given.posterior(Gaussian((smooth() + 0.1**2) / weight, MEAN)).mean
+    assert relative(found.image - truth, truth) < 1e-3
+
+
+def test_the_most_likely_image_has_a_weight_in_each_pixel():
+    """Of white images, whose density is a product over pixels."""
+    given, white_prior = scan(PRIOR.draw()), Gaussian(white(), MEAN)
+    problem = known(given)
+    weight = torch.linspace(0.2, 1, N * N, dtype=torch.float64).view(N, N)
+    nothing = JointEstimate(torch.zeros_like(MEAN), None, 0, 0, problem.first_maps)
+    found = map_estimate(problem, prior_of(white_prior), nothing, seeded(), steps=600, level=0.1, weight=weight)
+    precision = (weight / (2 * (white() + 0.1**2))).flatten().to(given.precision)
+    rhs = given.matrix.mH @ given.kspace + precision * MEAN.flatten()
+    truth = torch.linalg.solve(given.precision + torch.diag(precision), rhs).view(N, N)
     assert relative(found.image - truth, truth) < 1e-3
 
 

@@ -63,6 +63,15 @@ def test_tempered_agrees_with_the_dense_solution(level):
         assert relative(found - truth, truth) < 1e-5
 
 
+def test_tempered_takes_a_level_of_each_pixel():
+    level = torch.linspace(0.1, 1, N * N, dtype=torch.float64).view(N, N)
+    precision = (1 / (2 * level**2)).to(IMAGES)
+    rhs = GIVEN.matrix.mH @ GIVEN.kspace + (precision * IMAGES[0]).flatten()
+    truth = torch.linalg.solve(GIVEN.precision + torch.diag(precision.flatten()), rhs).view(N, N)
+    found = GIVEN.problem.tempered(IMAGES[:1], level, None, iterations=500, tolerance=1e-10)[0]
+    assert relative(found - truth, truth) < 1e-5
+
+
 def test_tempered_is_the_posterior_mean_of_a_white_prior():
     prior = Gaussian(white(0.5), mean=IMAGES[0])
     truth = GIVEN.posterior(prior).mean
