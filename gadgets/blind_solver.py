@@ -78,7 +78,8 @@ class BlindSolver(PriorSolver):
     correction, which is told and stands in its history, and no field map leaves.
 
     The image has its phase at the moment when the centre of k-space is visited, not at the excitation. Its deviation,
-    of several samples, holds that of the field.
+    of several samples, is twice that among them, which are too alike, and holds what the field may be off by; half of
+    it or more is of the phase. Of an image that leaves uncorrected it is that among the samples alone.
     """
 
     method = choice(

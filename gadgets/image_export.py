@@ -46,7 +46,8 @@ SERIES = {
     "deviation": Series(
         4,
         "deviation",
-        "standard deviation of the complex image, estimated from the samples that were drawn, in the units of the "
+        "standard deviation of the complex image, estimated from the samples that were drawn and, where the field "
+        "was sought, from what it may be off by; in the units of the "
         "image, which are its pixels divided by its ImageScaleFactor",
         role="Quantitative",
     ),

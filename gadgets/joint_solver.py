@@ -27,6 +27,9 @@ class JointSolver(PriorSolver):
     samples of the image alone; where these have no dense centre, better maps to begin with are lost again in many
     steps. The maps leave as the series `coil_maps`, one image for each coil, and later gadgets get them.
 
+    A product of experts counts in full where the image is empty, which is where 7 x 7 pixels are below twice the noise
+    and a tenth of the brightest pixel: also in the dark inside of the object.
+
     The deviation is too small: with four samples the 90 % interval covered 62 to 78 % of the truth within validation
     heads, and 43 to 62 % with head_unet, where exact draws would cover 81 %.
     """
@@ -40,7 +43,8 @@ class JointSolver(PriorSolver):
 
     @property
     def _what(self) -> str:
-        weight = f"weight {prior_weight(self._prior):g}"
+        power = prior_weight(self._prior)
+        weight = f"weight {power:g}" + " where the image is not empty" * (power < 1)
         drawn = f"{self.samples} samples"
         return f"image and coil maps with {self._provenance}, {weight}, {drawn}, smoothness {self.smoothness:g}"
 

@@ -42,7 +42,7 @@ from recon_core.metrics import nrmse, psnr, ssim
 CACHE = ContentCache(2 << 30)
 
 TOLD_HZ = 350.0
-"""Within which the true map is told: beyond are specks of noise beside the head, which cost minutes."""
+"""Within which the true map is told: only beside the head polynomials go beyond, and a wide range costs minutes."""
 
 
 class Method(NamedTuple):

@@ -12,11 +12,12 @@ from recon_core.solvers.run import Estimate
 
 _ITERATIONS = 5
 
-_ERROR_PER_DEVIATION = 2.0
+_IMAGE_ERROR_PER_DEVIATION = 2.0
 """Errors of images in terms of the deviation among four samples that were drawn in the true field.
 
-Root mean square on three validation scans: 1.6, 1.9 and 2.0. With few steps and priors of heads the samples of
-`decomposed_diffusion` are too alike; what 90 % intervals cover with it, on other heads, is in benchmarks/RESULTS.md.
+Root mean square on three validation scans: 1.6, 1.9 and 2.0; rather too much than too little. With few steps and priors
+of heads the samples of `decomposed_diffusion` are too alike; what 90 % intervals cover with it, on other heads, is in
+benchmarks/RESULTS.md.
 """
 
 
@@ -35,13 +36,14 @@ def with_open_field(problem: BlindProblem, found: Estimate, fields: Tensor, leve
     Args:
         problem: with known coil maps, in the units of the estimate.
         found: `[y, x]`, of several samples that were drawn in one field.
-        fields: theta of that field, and of draws about it, `[1 + draw, function]`.
+        fields: theta of that field, and of draws about it, `[1 + draw, function]`; what leaves the range of the
+            problem's encoding is brought back into it.
         level: how near to where it is the image is held, standard deviation of a real channel.
     """
     assert found.deviation is not None
     first, *others = (_brought_to_the_data(problem, found.image, theta, level) for theta in fields)
     moved = (torch.stack(others) - first).abs().square().mean(0)
-    return replace(found, deviation=((_ERROR_PER_DEVIATION * found.deviation).square() + moved).sqrt())
+    return replace(found, deviation=((_IMAGE_ERROR_PER_DEVIATION * found.deviation).square() + moved).sqrt())
 
 
 def _brought_to_the_data(problem: BlindProblem, image: Tensor, theta: Tensor, level: float) -> Tensor:

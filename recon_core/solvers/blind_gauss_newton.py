@@ -15,8 +15,8 @@ from recon_core.solvers.blind_linearised import Linearised, whole
 from recon_core.solvers.blind_problem import BlindEstimate, BlindProblem, Whereabouts
 from recon_core.solvers.decomposed_diffusion import decomposed_diffusion
 from recon_core.solvers.linear_problem import complex_normal
-from recon_core.solvers.prior_curvature import left_of_changes
-from recon_core.solvers.run import Run
+from recon_core.solvers.prior_curvature import not_followed
+from recon_core.solvers.run import Estimate, Run
 from recon_core.solvers.schedule import falling_levels
 
 _FIRST_ITERATIONS = 15
@@ -50,7 +50,7 @@ Closer to it, the image of the field so far holds the field where it is; farther
 _DRAWS = 8
 _DRAW_ITERATIONS = 15
 
-_ERROR_PER_DEVIATION = 5.0
+_FIELD_ERROR_PER_DEVIATION = 5.0
 """Errors of fields in terms of what the linearised problem leaves open, on validation heads.
 
 It counts the noise, but not the errors that are alike in many samples: of coil maps, grid and denoised image.
@@ -71,7 +71,7 @@ class Stage:
         caution: times that what is known of fields beforehand counts. Most of what the data seem to say against it is
             not their noise: coil maps, grid and denoised image have errors of their own, alike in many samples.
         followed: whether steps allow for the denoised image's following the image, which makes them longer where they
-            lead from one likely image to another (`left_of_changes`). It pays near the end.
+            lead from one likely image to another (`not_followed`). It pays near the end.
     """
 
     problem: Callable[[Tensor], BlindProblem]
@@ -85,12 +85,19 @@ class Stage:
 
 
 def coarse(problem: Callable[[Tensor], BlindProblem]) -> Stage:
-    """From nothing, on half the grid: early samples, on which the field's phase has turned less than once or twice."""
+    """From nothing, on half the grid: early samples, on which the field's phase has turned less than once or twice.
+
+    More iterations, and steps that allow for what the denoised image follows, end no better: held back like this, the
+    steps do not run into what the half grid cannot tell.
+    """
     return Stage(problem, steps=16, highest=0.1, lowest=0.03, iterations=25, more=16)
 
 
 def fine(problem: Callable[[Tensor], BlindProblem]) -> Stage:
-    """From a field that is about right, with all samples."""
+    """From a field that is about right, with all samples.
+
+    Of real fields the data may be believed more than of polynomials, for which more caution was better.
+    """
     return Stage(problem, steps=8, highest=0.05, lowest=0.03, iterations=12, caution=10.0, followed=True)
 
 
@@ -137,21 +144,25 @@ def blind_gauss_newton(stages: Sequence[Stage], prior: Prior, run: Run, start: T
         image, at, along, stopped = _walked(stage, problem, at, prior, going)
         misfits += along
         if stage is stages[0]:  # the cheapest
-            deviation = _deviation(problem, image, at, run)
+            errors = _field_errors(problem, image, at, run)
     assert at is not None
     done = len(misfits)
     planned = planned if stopped else done + _IMAGE_STEPS
     rest = replace(run, go_on=lambda more, _: run.go_on(done + more, planned))
     last = problem if not len(problem.coil_errors.deviation) else _with_known_maps(problem, at, prior)
-    given = last.given(last.start._replace(field=at.field))
-    found = decomposed_diffusion(given, prior, rest, steps=_IMAGE_STEPS, highest=_IMAGE_LEVEL)
+    found = _image(last, at.field, errors, prior, rest)
     found = replace(found, steps=done + found.steps, planned=planned)
-    if found.deviation is not None:
-        others = at.field + _ERROR_PER_DEVIATION * deviation
-        found = with_open_field(last, found, torch.cat([at.field[None], others]), _OPEN)
-    field_hz = problem.field(at.field)
-    deviation_hz = _field_deviation(problem, deviation)
-    return BlindEstimate(found, last.unit, field_hz, deviation_hz, last.coil_maps, misfits)
+    deviation_hz = problem.basis.field(errors).square().mean(0).sqrt()
+    return BlindEstimate(found, last.unit, problem.field(at.field), deviation_hz, last.coil_maps, misfits)
+
+
+def _image(problem: BlindProblem, field: Tensor, errors: Tensor, prior: Prior, run: Run) -> Estimate:
+    """In the field, theta `[function]`, with a deviation that holds its errors, `[draw, function]`."""
+    given = problem.given(problem.start._replace(field=field))
+    found = decomposed_diffusion(given, prior, run, steps=_IMAGE_STEPS, highest=_IMAGE_LEVEL)
+    if found.deviation is None:
+        return found
+    return with_open_field(problem, found, torch.cat([field[None], field + errors]), _OPEN)
 
 
 def _with_known_maps(problem: BlindProblem, at: Whereabouts, prior: Prior) -> BlindProblem:
@@ -171,11 +182,12 @@ def _walked(
     for done, level in enumerate([*levels, *levels[-1:] * stage.more]):
         if not run.go_on(done, stage.steps + stage.more):
             return image, at, misfits, True
-        noise = math.sqrt(2) * level * complex_normal((_LOOKS, *image.shape), image, run.generator)
-        each = prior.denoise(image + noise, level)
+        noisy = image + math.sqrt(2) * level * complex_normal((_LOOKS, *image.shape), image, run.generator)
+        each = prior.denoise(noisy, level)
         denoised, open_ = each.mean(0), max(level, _OPEN)
-        left = left_of_changes(prior, (image + noise)[0], each[0], level) if stage.followed else whole
-        near = Linearised(problem, image, at, 1 / (2 * open_**2), left, stage.caution)
+        # Any curvature near the true one does, as each step begins anew: one look is enough.
+        rest = not_followed(prior, noisy[0], each[0], level) if stage.followed else whole
+        near = Linearised(problem, image, at, 1 / (2 * open_**2), rest, stage.caution)
         change = near.step(denoised, stage.iterations)
         field, coils = change.field + _MOMENTUM * last.field, change.coils + _MOMENTUM * last.coils
         moved_hz = _size(problem, image, field)
@@ -196,14 +208,9 @@ def _size(problem: BlindProblem, image: Tensor, coefficients: Tensor) -> float:
     return float(square.sqrt())
 
 
-def _deviation(problem: BlindProblem, image: Tensor, at: Whereabouts, run: Run) -> Tensor:
-    """Draws of what noise does to the field, `[draw, function]`."""
+def _field_errors(problem: BlindProblem, image: Tensor, at: Whereabouts, run: Run) -> Tensor:
+    """Draws of what the field may be off by, `[draw, function]`: by no function more than is expected of fields."""
     near = Linearised(problem, image, at, 1 / (2 * _OPEN**2))
-    return torch.stack([near.draw(run.generator, _DRAW_ITERATIONS).field for _ in range(_DRAWS)])
-
-
-def _field_deviation(problem: BlindProblem, draws: Tensor) -> Tensor:
-    """Standard deviation of the field in Hz, `[y, x]`, at most what is expected of any field."""
-    basis = problem.basis
-    expected = (basis.deviation_hz.clamp_max(1e6)[:, None, None] * basis.functions).square().sum(0).sqrt()
-    return (_ERROR_PER_DEVIATION * basis.field(draws).square().mean(0).sqrt()).minimum(expected)
+    draws = torch.stack([near.draw(run.generator, _DRAW_ITERATIONS).field for _ in range(_DRAWS)])
+    expected = problem.basis.deviation_hz / draws.square().mean(0).sqrt()
+    return expected.clamp_max(_FIELD_ERROR_PER_DEVIATION) * draws

@@ -35,7 +35,7 @@ class Change(NamedTuple):
 
 
 def whole(change: Tensor) -> Tensor:
-    """What is left of a change where the centre does not follow."""
+    """What a centre that rests does not follow of a change."""
     return change
 
 
@@ -54,6 +54,10 @@ class Linearised:
     to it: of the coupling little remains, and dtheta has a curvature of its own. The rest is made well conditioned by a
     circulant matrix (for the image, from the density of the samples) and Cholesky factors of what each pixel by itself
     would tell of field and maps.
+
+    A centre that is a denoised image follows the image in part. Towards such a one the pull on the right-hand side is
+    whole, and its curvature that part alone which is not followed (`prior_curvature`): the step is Newton's for the
+    prior too.
     """
 
     def __init__(
@@ -62,7 +66,7 @@ class Linearised:
         image: Tensor,
         at: Whereabouts,
         pull: float,
-        left: Callable[[Tensor], Tensor] = whole,
+        not_followed: Callable[[Tensor], Tensor] = whole,
         caution: float = 1.0,
     ) -> None:
         """Takes the point.
@@ -72,10 +76,11 @@ class Linearised:
             image: x, `[y, x]`.
             at: theta and q.
             pull: precision of each complex pixel about the centre, `1 / (2 level^2)`.
-            left: what is left of a change of the image `[y, x]` where the centre follows it (`left_of_changes`).
+            not_followed: the part of a change of the image `[y, x]` that the centre does not follow.
             caution: times that the precision of theta counts.
         """
-        self._problem, self._image, self._at, self._pull, self._left = problem, image, at, pull, left
+        self._problem, self._image, self._at, self._pull = problem, image, at, pull
+        self._not_followed = not_followed
         self._maps = problem.maps(at.coils)
         self._squares = self._maps.abs().square().sum(0).clamp_min(torch.finfo(self._maps.real.dtype).tiny)
         self._model = problem.uncombined.with_field(problem.field(at.field))
@@ -104,7 +109,7 @@ class Linearised:
         """A draw from the Gaussian with this curvature.
 
         Noise as the data and the priors hold it, sent through the same equations, has that covariance (Papandreou and
-        Yuille, NIPS 2010). It is what is left open of the field where image and maps are open too.
+        Yuille, NIPS 2010), the centre at rest. It is what is left open of the field where image and maps are open too.
         """
         maps, sampling = self._maps, self._problem.encoding.sampling
         noise = complex_normal((len(maps), 1, *sampling.trajectory.shape[1:]), self._image, generator)
@@ -173,7 +178,7 @@ class Linearised:
             return self._packed(
                 self._following(
                     Change(
-                        along.image + self._pull * self._left(change.image),
+                        along.image + self._pull * self._not_followed(change.image),
                         along.field + self._precision.field * change.field,
                         along.coils + self._precision.coils * change.coils,
                     )

@@ -25,7 +25,7 @@ product denoises well, yet beside data it holds too much down. Found by trial on
 _FIRST_ITERATIONS = 20
 _NEIGHBOURHOOD = 7  # pixels, odd
 _EMPTY = 2.0  # times the noise of the data: below this root mean square, a neighbourhood counts as empty,
-_DIMMEST = 0.1  # unless it is above this: what is so bright is dim tissue, however much noise there is
+_DIMMEST = 0.1  # unless it is above this, of the unit image: that is dim tissue, however much noise there is
 
 
 def joint_diffusion(
@@ -55,9 +55,10 @@ def joint_diffusion(
 
     The weight of the prior is the power to which its density counts. In the limit of a Gaussian prior and many steps
     the samples have the mean of that posterior and `weight / 2` times its variance, by which the deviation is put
-    right; one of heads is still too small (benchmarks/RESULTS.md). Where a weight below one serves, the prior is surer
-    than it should be; plug-and-play methods use such weights too (0.23 in Zhang et al., IEEE TPAMI 44:6360, 2022). A
-    weight below one is that of what is there to be seen: where the image is empty it is one (`local_weight`).
+    right, pixel by pixel where the weight is local; one of heads is still too small (benchmarks/RESULTS.md). Where a
+    weight below one serves, the prior is surer than it should be; plug-and-play methods use such weights too (0.23 in
+    Zhang et al., IEEE TPAMI 44:6360, 2022). A weight below one is that of what is there to be seen: where the image is
+    empty it is one (`local_weight`).
 
     Args:
         problem: in the units of the prior (`JointProblem.scaled_for`).

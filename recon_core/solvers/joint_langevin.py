@@ -102,7 +102,8 @@ def map_estimate(
 
     Minimises `|unit A x - y|^2 - weight log p(x)` with the density of images that have noise of a low level, which is
     the one that the prior knows: the lower, the sharper it tells the air from the head. The step is one over the
-    greatest curvature that data and prior can have.
+    greatest curvature that data and prior can have. With a weight of each pixel it is where the gradients of both
+    cancel, the prior's times the weight: nearly a minimum where the weight changes slowly.
 
     Args:
         problem: as it was solved.

@@ -60,7 +60,7 @@ def posteriors(basis, kspace) -> tuple[Tensor, Tensor]:
 @pytest.fixture
 def exact(monkeypatch) -> None:
     """Of a Gaussian prior the samples are what they should be."""
-    monkeypatch.setattr(blind_deviation, "_ERROR_PER_DEVIATION", 1.0)
+    monkeypatch.setattr(blind_deviation, "_IMAGE_ERROR_PER_DEVIATION", 1.0)
     monkeypatch.setattr(blind_deviation, "_ITERATIONS", 100)
 
 
@@ -75,8 +75,16 @@ def test_the_variance_is_that_of_images_in_all_fields_together(problem, posterio
     assert torch.equal(wider.image, found.image)
 
 
+def test_few_iterations_find_nearly_all_of_what_the_field_adds(problem, posteriors, monkeypatch):
+    monkeypatch.setattr(blind_deviation, "_IMAGE_ERROR_PER_DEVIATION", 1.0)
+    means, variances = posteriors
+    wider = with_open_field(problem, Estimate(means[0], variances[0].sqrt(), 1, 1), torch.cat([THETA[None], OTHERS]), 1)
+    added = (means[1:] - means[0]).abs().square().mean()
+    assert 0.6 * added < (wider.deviation.square() - variances[0]).mean() < 1.2 * added
+
+
 def test_a_field_that_is_known_adds_nothing(problem, posteriors):
     means, variances = posteriors
     found = Estimate(means[0], variances[0].sqrt(), 1, 1)
     known = with_open_field(problem, found, THETA.expand(3, -1), LEVEL)
-    torch.testing.assert_close(known.deviation, blind_deviation._ERROR_PER_DEVIATION * found.deviation)
+    torch.testing.assert_close(known.deviation, blind_deviation._IMAGE_ERROR_PER_DEVIATION * found.deviation)

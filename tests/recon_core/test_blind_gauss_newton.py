@@ -27,6 +27,7 @@ from recon_core.solvers.blind_gauss_newton import (
 )
 from recon_core.solvers.blind_problem import BlindEstimate, BlindProblem
 from recon_core.solvers.decomposed_diffusion import decomposed_diffusion
+from recon_core.solvers.prior_curvature import not_followed
 from recon_core.solvers.run import Run
 
 from analytic import complex_noise, positions, relative, ring_of_coils, spiral_trajectory
@@ -246,7 +247,7 @@ def test_the_deviation_of_several_samples_holds_that_of_the_field_and_their_mean
     monkeypatch.setattr("recon_core.solvers.blind_gauss_newton._IMAGE_STEPS", 3)
 
     def found(samples: int, error: float) -> BlindEstimate:
-        monkeypatch.setattr("recon_core.solvers.blind_gauss_newton._ERROR_PER_DEVIATION", error)
+        monkeypatch.setattr("recon_core.solvers.blind_gauss_newton._FIELD_ERROR_PER_DEVIATION", error)
         stages = [replace(alone(lambda _: half), steps=2, more=0)]
         return blind_gauss_newton(stages, PRIOR, seeded(samples=samples), NOTHING)
 
@@ -255,6 +256,30 @@ def test_the_deviation_of_several_samples_holds_that_of_the_field_and_their_mean
     assert float((open_.deviation - known.deviation).min()) > -1e-4 * float(known.deviation.max())
     assert relative(open_.deviation - known.deviation, known.deviation) > 0.1
     assert single.deviation is None
+
+
+@pytest.mark.parametrize(("stage", "asked"), [(fine, 2), (coarse, 0)])
+def test_only_the_fine_stage_allows_for_what_a_denoised_image_follows(problem, few_draws, monkeypatch, stage, asked):
+    asked_about = []
+
+    def recorded(prior, noisy, denoised, level):
+        assert relative(prior.denoise(noisy, level) - denoised, denoised) < 0.01
+        asked_about.append(level)
+        return not_followed(prior, noisy, denoised, level)
+
+    monkeypatch.setattr("recon_core.solvers.blind_gauss_newton.not_followed", recorded)
+    run = Run(torch.Generator().manual_seed(1), go_on=lambda done, planned: done < 2)
+    blind_gauss_newton([stage(lambda _: problem)], PRIOR, run, NOTHING)
+    assert len(asked_about) == asked
+
+
+def test_the_field_is_not_told_to_be_farther_off_than_fields_go(problem, few_draws):
+    """Where nothing is known of it but that."""
+    narrow = replace(problem, basis=replace(problem.basis, deviation_hz=torch.full_like(NOTHING, 1e-3)))
+    run = Run(torch.Generator().manual_seed(1), go_on=lambda done, planned: done < 1)
+    found = blind_gauss_newton([coarse(lambda _: narrow)], PRIOR, run, NOTHING)
+    most = narrow.basis.functions.abs().sum(0) * 1e-3
+    assert bool((found.field_deviation_hz <= 1.001 * most).all())
 
 
 def test_no_step_moves_the_field_further_than_its_limit(problem, truth, few_draws, monkeypatch):

@@ -85,6 +85,14 @@ def test_the_local_weight_tells_what_is_empty_by_the_noise():
         torch.testing.assert_close(local_weight(0.2, at_limit, level), torch.full((8, 8), 0.2 + 0.8 * math.exp(-1)))
 
 
+def test_each_slice_has_the_local_weight_of_its_own_noise():
+    image, noise = 0.02 * complex_noise(2, 3, 8, 8, seed=1), torch.tensor([0.001, 0.02, 0.05]).view(3, 1, 1)
+    together = local_weight(0.2, image, noise)
+    alone = [[local_weight(0.2, image[i, j], noise[j]) for j in range(3)] for i in range(2)]
+    torch.testing.assert_close(together, torch.stack([torch.stack(row) for row in alone]))
+    assert float(together[:, 0].max()) < 0.3 < 0.6 < float(together[:, 2].min())
+
+
 @pytest.mark.parametrize("weight", [1.0, 2.0])
 def test_no_weight_falls_where_the_image_is_empty(weight):
     nothing = torch.zeros(8, 8, dtype=torch.complex64)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from recon_core.priors.library import load_prior
 from recon_core.priors.prior import Convention, Prior
-from recon_core.solvers.prior_curvature import left_of_changes
+from recon_core.solvers.prior_curvature import not_followed
 
 from analytic import complex_noise, relative
 
@@ -22,7 +22,7 @@ def prior_that_keeps(kept: Tensor) -> Prior:
 
 
 def left(prior: Prior, change: Tensor) -> Tensor:
-    return left_of_changes(prior, NOISY, prior.denoise(NOISY, LEVEL), LEVEL)(change)
+    return not_followed(prior, NOISY, prior.denoise(NOISY, LEVEL), LEVEL)(change)
 
 
 def test_of_a_gaussian_prior_the_curvature_is_that_of_its_density():
@@ -50,7 +50,7 @@ def test_a_network_follows_less_of_noise_than_of_another_brightness():
     y, x = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="ij")
     image = 0.6 * (x**2 + y**2 < 0.7).to(torch.complex64)
     noisy = image + 0.05 * 2**0.5 * complex_noise(64, 64, seed=3)
-    asked = left_of_changes(prior, noisy, prior.denoise(noisy, 0.05), 0.05)
+    asked = not_followed(prior, noisy, prior.denoise(noisy, 0.05), 0.05)
 
     def part(change: Tensor) -> float:
         return float(asked(change).norm() / change.norm())
