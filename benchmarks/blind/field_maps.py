@@ -36,6 +36,7 @@ from gadgets.cg_sense import CgSense
 from gadgets.diffusion_solver import DiffusionSolver
 from gadgets.frame import Frame, Samples, SeriesImage, Space
 from gadgets.gadget import Gadget, Session
+from gadgets.preview import Preview
 from recon_core.cache import ContentCache
 from recon_core.metrics import nrmse, psnr, ssim
 
@@ -46,13 +47,15 @@ TOLD_HZ = 350.0
 
 
 class Method(NamedTuple):
-    """A gadget, and whether it is given the true field."""
+    """A gadget, whether it is given the true field, and which of its series is the image."""
 
     gadget: Callable[[], Gadget[Any]]
     told: bool = False
+    series: str = "image"
 
 
 METHODS = {
+    "adjoint, no map": Method(Preview, series="preview"),
     "cg_sense, no map": Method(CgSense),
     "default, no map": Method(partial(DiffusionSolver, samples=1)),
     "algorithm 1": Method(partial(BlindSolver, method="red_diff", samples=1)),
@@ -98,7 +101,7 @@ def score(scan: BlindScan, method: Method, seed: int) -> Score:
     series = [item for item in (*gadget.take(frame), *gadget.finish()) if isinstance(item, SeriesImage)]
     seconds = time.perf_counter() - began
     found = {item.kind: item.data for item in series}
-    image = found["image"].abs()
+    image = found[method.series].abs()
     field = found.get("field_map", scan.field_hz if method.told else torch.zeros_like(scan.field_hz))
     error = (field - scan.field_hz)[scan.mask]
     covered = float("nan")
