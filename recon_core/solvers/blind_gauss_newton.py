@@ -177,17 +177,22 @@ def _walked(
     levels = falling_levels(prior, stage.highest, stage.lowest, stage.steps)
     given = problem.given(at)
     image = given.tempered(torch.zeros_like(given.adjoint)[None], levels[0], None, _FIRST_ITERATIONS)[0]
-    misfits: list[float] = []
+    misfits, moved_hz, stopped = list[float](), math.inf, False
     last = Whereabouts(torch.zeros_like(at.field), torch.zeros_like(at.coils))
     for done, level in enumerate([*levels, *levels[-1:] * stage.more]):
-        if not run.go_on(done, stage.steps + stage.more):
-            return image, at, misfits, True
+        if done >= stage.steps and moved_hz < _AT_REST_HZ:
+            break
+        stopped = not run.go_on(done, stage.steps + stage.more)
+        if stopped:
+            break
         noisy = image + math.sqrt(2) * level * complex_normal((_LOOKS, *image.shape), image, run.generator)
         each = prior.denoise(noisy, level)
         denoised, open_ = each.mean(0), max(level, _OPEN)
         # Any curvature near the true one does, as each step begins anew: one look is enough.
         rest = not_followed(prior, noisy[0], each[0], level) if stage.followed else whole
         near = Linearised(problem, image, at, 1 / (2 * open_**2), rest, stage.caution)
+        if done > 0:
+            misfits.append(float(near.misfit) / problem.samples)
         change = near.step(denoised, stage.iterations)
         field, coils = change.field + _MOMENTUM * last.field, change.coils + _MOMENTUM * last.coils
         moved_hz = _size(problem, image, field)
@@ -195,10 +200,9 @@ def _walked(
         at = Whereabouts(at.field + last.field, at.coils + last.coils)
         given = problem.given(at)
         image = given.tempered(denoised[None], open_, (image + change.image)[None], _IMAGE_ITERATIONS)[0]
+    if math.isfinite(moved_hz):
         misfits.append(float(given.misfit(image)) / problem.samples)
-        if done + 1 >= stage.steps and moved_hz < _AT_REST_HZ:
-            break
-    return image, at, misfits, False
+    return image, at, misfits, stopped
 
 
 def _size(problem: BlindProblem, image: Tensor, coefficients: Tensor) -> float:

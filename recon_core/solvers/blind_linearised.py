@@ -58,6 +58,9 @@ class Linearised:
     A centre that is a denoised image follows the image in part. Towards such a one the pull on the right-hand side is
     whole, and its curvature that part alone which is not followed (`prior_curvature`): the step is Newton's for the
     prior too.
+
+    Attributes:
+        misfit: `|unit A x - y|^2` at the point, `[]`.
     """
 
     def __init__(
@@ -86,6 +89,9 @@ class Linearised:
         self._model = problem.uncombined.with_field(problem.field(at.field))
         self._slope = self._model.slope(problem.unit * image)
         self._seen = self._model.expand(problem.unit * image)
+        coil_images = self._maps[:, None] * self._seen
+        self._residual = problem.data_images - self._model.gram(coil_images)
+        self.misfit = problem.energy - (coil_images.conj() * (problem.data_images + self._residual)).sum().real
         self._precision = Whereabouts(caution * problem.basis.precision / 2, problem.coil_errors.deviation**-2)
         density = problem.unit**2 * problem.density
         self._whiten = (density + pull).rsqrt()
@@ -94,8 +100,7 @@ class Linearised:
 
     def step(self, centre: Tensor, iterations: int) -> Change:
         """To the minimum, for a centre `[y, x]`."""
-        residual = self._problem.data_images - self._model.gram(self._maps[:, None] * self._seen)
-        along = self._transposed(residual)
+        along = self._transposed(self._residual)
         return self._solve(
             Change(
                 along.image + self._pull * (centre - self._image),
@@ -128,11 +133,13 @@ class Linearised:
     def _curvatures(self) -> tuple[Tensor, Tensor]:
         """About what is left to see of field and maps, both `[function, function]`.
 
-        As if the samples saw each pixel for itself, with the strength that they see all of them with.
+        As if the samples saw each pixel for itself, with the strength that they see all of them with: of the field
+        what `2 pi i tau F v` has where they are, within 5 % on spirals of heads.
         """
         bright = (self._problem.unit * self._image).abs().square()
-        moved = self._maps[:, None] * self._slope
-        seen = (moved.conj() * self._model.gram(moved)).real.sum() / bright.sum()
+        spectrum = fft_centred(self._squares.sqrt() * self._image, _AXES).abs().square()
+        turned = (2 * math.pi * self._problem.times).square() * self._problem.density * spectrum
+        seen = self._problem.unit**2 * turned.sum() / bright.sum()
         field = _gram(self._problem.basis.functions, _LEFT_TO_THE_FIELD * seen * bright)
         # Functions of which nothing is seen stay where they are.
         field += torch.diag(_RIDGE * field.diagonal().mean() + self._precision.field)

@@ -144,6 +144,11 @@ def field_of(case: Case, unknowns: Tensor) -> Tensor:
     return unknowns[2 * case.pixels :][: len(case.at.field)]
 
 
+def test_the_misfit_is_that_of_the_samples(case):
+    true = float(case.residual.square().sum())
+    assert float(case.near().misfit) == pytest.approx(true, rel=1e-3)
+
+
 @pytest.mark.parametrize("pull", [PULL, 300.0])
 def test_a_step_leads_to_the_minimum_of_the_dense_problem(case, exact, pull):
     found = flat(case.near(pull).step(CENTRE, 400))
