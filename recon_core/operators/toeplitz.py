@@ -23,7 +23,7 @@ from recon_core.operators.memory import Batches, plan_batches, require_memory
 if TYPE_CHECKING:
     from recon_core.operators.sampling import Sampling
 
-_TILES = {"cpu": 2**14, "cuda": 2**16}  # frequencies at once: what a processor's cache holds, what fills a GPU
+_TILES = {"cpu": 2**11, "cuda": 2**16}  # frequencies at once: what a processor's cache holds, what fills a GPU
 
 _WORK = 6  # grids of differences, real ones, that exist while a kernel is made
 
@@ -97,18 +97,16 @@ class ToeplitzKernels:
         values = self.values[phase].to(spectra.dtype.to_real())
         if self.nodes is None:
             return spectra * values[:, None, None]
-        nodes, values = self.nodes.to(values), values.flatten(1)
-        before = torch.view_as_real(spectra).reshape(len(spectra), -1, 2 * values.shape[1])  # [term, item, part]
-        after = torch.empty_like(before)
-        items_at_once = before.shape[1] if before.is_cuda else 1
+        values = values.flatten(1)
+        parts = torch.view_as_real(spectra).reshape(len(spectra), -1, 2 * values.shape[1])  # [term, item, part]
+        after = torch.empty_like(parts)
+        # A batch of products, as threads share it well, and small matrices badly.
+        items, products = parts.movedim(1, 0), after.movedim(1, 0)
+        nodes = self.nodes.to(values).expand(len(items), -1, -1)
         for start in range(0, values.shape[1], self._tile):
-            transfer = values[:, None, start : start + self._tile].repeat_interleave(2, -1)  # real and imaginary parts
+            transfer = values[:, start : start + self._tile].repeat_interleave(2, -1)  # real and imaginary parts
             here = slice(2 * start, 2 * (start + self._tile))
-            for first in range(0, before.shape[1], items_at_once):
-                some = slice(first, first + items_at_once)
-                at_nodes = (nodes @ before[:, some, here].flatten(1)).view(len(nodes), -1, transfer.shape[-1])
-                at_nodes *= transfer
-                after[:, some, here] = (nodes.T @ at_nodes.flatten(1)).view(len(spectra), -1, transfer.shape[-1])
+            products[..., here] = nodes.mT @ (nodes @ items[..., here]).mul_(transfer)
         return torch.view_as_complex(after.view(*spectra.shape, 2))
 
 
