@@ -200,7 +200,7 @@ def _walked(
         at = Whereabouts(at.field + last.field, at.coils + last.coils)
         given = problem.given(at)
         image = given.tempered(denoised[None], open_, (image + change.image)[None], _IMAGE_ITERATIONS)[0]
-    if math.isfinite(moved_hz):
+    if math.isfinite(moved_hz):  # there was a step
         misfits.append(float(given.misfit(image)) / problem.samples)
     return image, at, misfits, stopped
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -58,9 +59,6 @@ class Linearised:
     A centre that is a denoised image follows the image in part. Towards such a one the pull on the right-hand side is
     whole, and its curvature that part alone which is not followed (`prior_curvature`): the step is Newton's for the
     prior too.
-
-    Attributes:
-        misfit: `|unit A x - y|^2` at the point, `[]`.
     """
 
     def __init__(
@@ -89,14 +87,17 @@ class Linearised:
         self._model = problem.uncombined.with_field(problem.field(at.field))
         self._slope = self._model.slope(problem.unit * image)
         self._seen = self._model.expand(problem.unit * image)
-        coil_images = self._maps[:, None] * self._seen
-        self._residual = problem.data_images - self._model.gram(coil_images)
-        self.misfit = problem.energy - (coil_images.conj() * (problem.data_images + self._residual)).sum().real
         self._precision = Whereabouts(caution * problem.basis.precision / 2, problem.coil_errors.deviation**-2)
         density = problem.unit**2 * problem.density
         self._whiten = (density + pull).rsqrt()
         self._follow = -2j * math.pi * problem.times * density / (density + pull)
         self._factors = Whereabouts(*map(torch.linalg.cholesky, self._curvatures()))
+
+    @property
+    def misfit(self) -> Tensor:
+        """`|unit A x - y|^2` at the point, `[]`: costs nothing beside a step, which needs the residual too."""
+        seen = (self._coil_images.conj() * (self._problem.data_images + self._residual)).sum().real
+        return self._problem.energy - seen
 
     def step(self, centre: Tensor, iterations: int) -> Change:
         """To the minimum, for a centre `[y, x]`."""
@@ -129,6 +130,16 @@ class Linearised:
             ),
             iterations,
         )
+
+    @property
+    def _coil_images(self) -> Tensor:
+        """S C x of each coil, `[coil, term, y, x]`."""
+        return self._maps[:, None] * self._seen
+
+    @cached_property
+    def _residual(self) -> Tensor:
+        """E^H (y - A x) of each coil, `[coil, term, y, x]`."""
+        return self._problem.data_images - self._model.gram(self._coil_images)
 
     def _curvatures(self) -> tuple[Tensor, Tensor]:
         """About what is left to see of field and maps, both `[function, function]`.
