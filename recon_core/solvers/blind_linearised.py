@@ -88,7 +88,7 @@ class Linearised:
         self._slope = self._model.slope(problem.unit * image)
         self._seen = self._model.expand(problem.unit * image)
         self._precision = Whereabouts(caution * problem.basis.precision / 2, problem.coil_errors.deviation**-2)
-        density = problem.unit**2 * problem.density
+        density = problem.unit**2 * self._density_through_the_coils()
         self._whiten = (density + pull).rsqrt()
         self._follow = -2j * math.pi * problem.times * density / (density + pull)
         self._factors = Whereabouts(*map(torch.linalg.cholesky, self._curvatures()))
@@ -149,14 +149,24 @@ class Linearised:
         """
         bright = (self._problem.unit * self._image).abs().square()
         spectrum = fft_centred(self._squares.sqrt() * self._image, _AXES).abs().square()
-        turned = (2 * math.pi * self._problem.times).square() * self._problem.density * spectrum
-        seen = self._problem.unit**2 * turned.sum() / bright.sum()
-        field = _gram(self._problem.basis.functions, _LEFT_TO_THE_FIELD * seen * bright)
+        visited = self._problem.unit**2 * self._problem.density * spectrum / bright.sum()
+        turned = (visited * (2 * math.pi * self._problem.times).square()).sum()
+        field = _gram(self._problem.basis.functions, _LEFT_TO_THE_FIELD * turned * bright)
         # Functions of which nothing is seen stay where they are.
         field += torch.diag(_RIDGE * field.diagonal().mean() + self._precision.field)
-        each = self._problem.samples / (len(self._maps) * bright.numel())
-        coils = _gram(self._problem.coil_errors.functions.to(bright), _LEFT_TO_THE_COILS * each * bright)
+        coils = _gram(self._problem.coil_errors.functions.to(bright), _LEFT_TO_THE_COILS * visited.sum() * bright)
         return field, coils + torch.diag(self._precision.coils.to(bright))
+
+    def _density_through_the_coils(self) -> Tensor:
+        """About the diagonal of `F A^H A F^H`, `[y, x]`: each coil map spreads a point of k-space over those around it.
+
+        It matters where the density changes within their spread: in the centre, where the image is.
+        """
+        spread = fft_centred(self._maps, _AXES).abs().square().sum(0) / self._image.numel()
+        # A correlation of both, by way of images.
+        seen = fft_centred(ifft_centred(self._problem.density, _AXES) * ifft_centred(spread, _AXES).conj(), _AXES)
+        density: Tensor = seen.real.clamp_min(0) * self._image.numel() ** 0.5
+        return density
 
     def _terms(self, change: Change) -> Tensor:
         """What a change does to E^H E of each coil's samples but for the kernels, `[coil, term, y, x]`."""
