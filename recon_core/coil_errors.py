@@ -11,8 +11,12 @@ from torch import Tensor
 
 from recon_core.field_basis import halved
 
-DEVIATION, LENGTH_MM = 0.05, 30.0
-"""Of the errors of maps of unit norm, and the distance over which they change: maps of a blurred calibration region."""
+DEVIATION, LENGTH_MM = 0.1, 24.0
+"""Of the errors of maps of unit norm, and the distance over which they change: maps of a blurred calibration region.
+
+Those of heads are off by 0.02, by 0.06 where the head fills the field of view. Less freedom holds the field where the
+maps that are found fit it (benchmarks/RESULTS.md).
+"""
 
 _LEAST = 0.03
 """Deviation of a function, relative to the largest, that it must have to be worth it."""

@@ -25,7 +25,7 @@ _LARGEST_STEP_HZ = 30.0
 _AT_REST_HZ = 1.0
 """Step, root mean square where the image is, below which the field has come to rest."""
 
-_MOMENTUM = 0.6
+_MOMENTUM = 0.75
 """Part of the last change of field and maps that is made once more with the next.
 
 The denoised image still holds part of the field's error, so that each step alone mends but a part of it.
@@ -90,7 +90,7 @@ def coarse(problem: Callable[[Tensor], BlindProblem]) -> Stage:
     More iterations, and steps that allow for what the denoised image follows, end no better: held back like this, the
     steps do not run into what the half grid cannot tell.
     """
-    return Stage(problem, steps=16, highest=0.1, lowest=0.03, iterations=25, more=16)
+    return Stage(problem, steps=16, highest=0.1, lowest=0.03, iterations=15, more=16)
 
 
 def fine(problem: Callable[[Tensor], BlindProblem]) -> Stage:
@@ -98,7 +98,7 @@ def fine(problem: Callable[[Tensor], BlindProblem]) -> Stage:
 
     Of real fields the data may be believed more than of polynomials, for which more caution was better.
     """
-    return Stage(problem, steps=8, highest=0.05, lowest=0.03, iterations=12, caution=10.0, followed=True)
+    return Stage(problem, steps=8, highest=0.05, lowest=0.03, iterations=12, caution=5.0, followed=True)
 
 
 def alone(problem: Callable[[Tensor], BlindProblem]) -> Stage:
