@@ -28,7 +28,8 @@ _AT_REST_HZ = 1.0
 _MOMENTUM = 0.75
 """Part of the last change of field and maps that is made once more with the next.
 
-The denoised image still holds part of the field's error, so that each step alone mends but a part of it.
+The denoised image still holds part of the field's error, and so do the coil maps that fit it, so that each step alone
+mends but a part of it.
 """
 
 _IMAGE_STEPS = 12

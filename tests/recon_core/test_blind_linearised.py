@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from recon_core.coil_errors import CoilErrors
 from recon_core.field_basis import FieldBasis, polynomial_basis
+from recon_core.fourier import fft_centred, ifft_centred
 from recon_core.operators.encoding import Encoding
 from recon_core.operators.off_resonance import LowRank
 from recon_core.simulation import exact_signal
@@ -212,19 +213,27 @@ def test_unknowns_of_equal_curvature_are_unpacked_by_the_transpose_of_packing(ca
     assert float(forth) == pytest.approx(float(back), rel=1e-10)
 
 
-def test_few_iterations_lead_further_than_with_unknowns_of_equal_curvature():
-    """Eight coils see a smooth field, and none is known: all but what is the field's own, the image can do as well."""
-    n, coils, shots, samples, iterations, pull = 20, 8, 4, 150, 10, 2.0
+@pytest.mark.parametrize(("sought", "iterations"), [(False, 10), (True, 15)], ids=["maps known", "maps sought"])
+def test_few_iterations_lead_further_than_with_unknowns_of_equal_curvature(sought, iterations):
+    """Eight coils see a smooth field, and none is known: all but what is the field's own, the image can do as well.
+
+    The maps, where they are sought, are seen above all in the centre of k-space, which is densely sampled.
+    """
+    n, coils, shots, samples, pull = 20, 8, 4, 150, 2.0
     trajectory, times = (
         spiral_trajectory(n, shots, samples, power=1.5).double(),
         torch.linspace(0, 0.012, samples).double(),
     )
-    basis = polynomials(n)
+    basis, errors = polynomials(n), CoilErrors.none((n, n))
+    if sought:
+        smooth = CoilErrors.smooth((n, n), (60.0, 60.0))
+        errors = CoilErrors(smooth.functions[:9].double(), smooth.deviation[:9].double())
     image, maps = smooth_head(n), ring_of_coils(n, coils)
     field_hz = basis.field(torch.tensor([4.0, 8, -7, 5, 6, -5]).double())
-    kspace = signal(image, maps, field_hz, trajectory, times)
-    at = Whereabouts(torch.zeros(6).double(), torch.zeros(coils, 0, dtype=torch.complex128))
-    case = case_of(kspace, trajectory, times, image, at, basis, CoilErrors.none((n, n)))
+    off = 0.02 * complex_noise(coils, len(errors.deviation), seed=2, dtype=torch.complex128)
+    kspace = signal(image, maps + errors.maps(off), field_hz, trajectory, times)
+    at = Whereabouts(torch.zeros(6).double(), torch.zeros_like(off))
+    case = case_of(kspace, trajectory, times, image, at, basis, errors)
     system, rhs = dense(case, pull, image)
     scale = system.diagonal().rsqrt()
 
@@ -236,6 +245,17 @@ def test_few_iterations_lead_further_than_with_unknowns_of_equal_curvature():
     truth, plain = (field_of(case, x) for x in (torch.linalg.solve(system, rhs), plain))
     assert relative(found - truth, truth) < 0.1
     assert relative(plain - truth, truth) > 0.5
+
+
+def test_coil_maps_spread_the_density_as_they_do_in_the_diagonal_of_the_model(case):
+    """That of `F A^H A F^H`, if `F E^H E F^H` were diagonal: each map as a matrix from k-space to k-space."""
+    each_point = torch.eye(N * N, dtype=torch.complex128).view(-1, N, N)
+    maps = case.problem.maps(case.at.coils)
+    seen = fft_centred(maps[:, None] * ifft_centred(each_point, (-2, -1)), (-2, -1))
+    truth = (seen.abs().square() * case.problem.density).sum((0, -2, -1)).view(N, N)
+    found = case.near()._density_through_the_coils()
+    assert relative(found - truth, truth) < 1e-6
+    assert relative(case.problem.density - truth, truth) > 0.1
 
 
 @pytest.mark.slow
