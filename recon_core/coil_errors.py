@@ -12,10 +12,10 @@ from torch import Tensor
 from recon_core.field_basis import halved
 
 DEVIATION, LENGTH_MM = 0.1, 24.0
-"""Of the errors of maps of unit norm, and the distance over which they change: maps of a blurred calibration region.
+"""Of the errors of maps of unit norm, each coil's, and the distance over which they change: maps of a blurred centre.
 
-Heads' are off by 0.02 to 0.03, by 0.06 where the head fills the field of view. More is allowed for: maps that cannot be
-right hold the field where it is wrong.
+All coils' together were off by 0.02 to 0.03 in eight heads, by 0.06 where the head fills the field of view. More is
+allowed for, since with less freedom wrong maps keep the field wrong.
 """
 
 _LEAST = 0.03

@@ -20,7 +20,7 @@ _LEFT_TO_THE_FIELD = 0.05
 """Of the curvature along the field, what is about left of it once the image follows: 4 to 8 % on spirals of 8 coils."""
 
 _LEFT_TO_THE_COILS = 0.5
-"""The same of the curvature along the coil maps."""
+"""The same of the curvature along the coil maps. A quarter to four times as much leads nearly as far."""
 
 _AXES = (-2, -1)
 _RIDGE = 1e-6
@@ -53,8 +53,8 @@ class Linearised:
     unknowns themselves conjugate gradients need hundreds of iterations to tell field and image apart. So here the image
     follows by itself, `dx = dx' - U dtheta - V dq` with these approximations of what it can do, and dx' is what is left
     to it: of the coupling little remains, and dtheta has a curvature of its own. The rest is made well conditioned by a
-    circulant matrix (for the image, from the density of the samples) and Cholesky factors of what each pixel by itself
-    would tell of field and maps.
+    circulant matrix (for the image, from the density of the samples as the coil maps spread it) and Cholesky factors of
+    what each pixel by itself would tell of field and maps.
 
     A centre that is a denoised image follows the image in part. Towards such a one the pull on the right-hand side is
     whole, and its curvature that part alone which is not followed (`prior_curvature`): the step is Newton's for the
@@ -144,29 +144,31 @@ class Linearised:
     def _curvatures(self) -> tuple[Tensor, Tensor]:
         """About what is left to see of field and maps, both `[function, function]`.
 
-        As if the samples saw each pixel for itself, with the strength that they see all of them with: of the field
-        what `2 pi i tau F v` has where they are, within 5 % on spirals of heads.
+        As if the samples saw each pixel for itself, with the strength that they see the whole image with: of the maps'
+        functions as it is, which is above all the densely sampled centre, and of the field what `2 pi i tau F v` has
+        where they are, within 5 % on spirals of heads.
         """
         bright = (self._problem.unit * self._image).abs().square()
-        spectrum = fft_centred(self._squares.sqrt() * self._image, _AXES).abs().square()
-        visited = self._problem.unit**2 * self._problem.density * spectrum / bright.sum()
-        turned = (visited * (2 * math.pi * self._problem.times).square()).sum()
-        field = _gram(self._problem.basis.functions, _LEFT_TO_THE_FIELD * turned * bright)
+        spectrum = fft_centred(self._image, _AXES).abs().square()
+        strength = self._problem.density * spectrum / spectrum.sum()
+        turned = (strength * (2 * math.pi * self._problem.times).square()).sum()
+        field = _gram(self._problem.basis.functions, _LEFT_TO_THE_FIELD * turned * self._squares * bright)
         # Functions of which nothing is seen stay where they are.
         field += torch.diag(_RIDGE * field.diagonal().mean() + self._precision.field)
-        coils = _gram(self._problem.coil_errors.functions.to(bright), _LEFT_TO_THE_COILS * visited.sum() * bright)
+        coils = _gram(self._problem.coil_errors.functions.to(bright), _LEFT_TO_THE_COILS * strength.sum() * bright)
         return field, coils + torch.diag(self._precision.coils.to(bright))
 
     def _density_through_the_coils(self) -> Tensor:
         """About the diagonal of `F A^H A F^H`, `[y, x]`: each coil map spreads a point of k-space over those around it.
 
-        It matters where the density changes within their spread: in the centre, where the image is.
+        In the centre, where the density changes within their spread, it is half of the density itself. Steps of 12
+        iterations go a tenth further with it (benchmarks/RESULTS.md).
         """
         spread = fft_centred(self._maps, _AXES).abs().square().sum(0) / self._image.numel()
-        # A correlation of both, by way of images.
+        # sum_m density(k + m) spread(m), by way of images.
         seen = fft_centred(ifft_centred(self._problem.density, _AXES) * ifft_centred(spread, _AXES).conj(), _AXES)
-        density: Tensor = seen.real.clamp_min(0) * self._image.numel() ** 0.5
-        return density
+        strength: Tensor = seen.real.clamp_min(0) * self._image.numel() ** 0.5
+        return strength
 
     def _terms(self, change: Change) -> Tensor:
         """What a change does to E^H E of each coil's samples but for the kernels, `[coil, term, y, x]`."""
