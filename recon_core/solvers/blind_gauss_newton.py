@@ -25,8 +25,9 @@ _LARGEST_STEP_HZ = 30.0
 _AT_REST_HZ = 1.0
 """Step, root mean square where the image is, below which the field has come to rest."""
 
-_MOMENTUM = 0.75
-"""Part of the last change of field and maps that is made once more with the next.
+_MOMENTUM, _MOMENTUM_OF_UNKNOWN = 0.75, 0.6
+"""Part of the last change of field and maps that is made once more with the next; less for fields of which nothing is
+known beforehand: those of a phantom, in polynomials, were led 200 Hz astray with more.
 
 The denoised image still holds part of the field's error, and so do the coil maps that fit it, so that each step alone
 mends but a part of it.
@@ -180,6 +181,8 @@ def _walked(
     image = given.tempered(torch.zeros_like(given.adjoint)[None], levels[0], None, _FIRST_ITERATIONS)[0]
     misfits, moved_hz, stopped = list[float](), math.inf, False
     last = Whereabouts(torch.zeros_like(at.field), torch.zeros_like(at.coils))
+    known = bool(problem.basis.deviation_hz.isfinite().all())
+    momentum = _MOMENTUM if known else _MOMENTUM_OF_UNKNOWN
     for done, level in enumerate([*levels, *levels[-1:] * stage.more]):
         if done >= stage.steps and moved_hz < _AT_REST_HZ:
             break
@@ -195,7 +198,7 @@ def _walked(
         if done > 0:
             misfits.append(float(near.misfit) / problem.samples)
         change = near.step(denoised, stage.iterations)
-        field, coils = change.field + _MOMENTUM * last.field, change.coils + _MOMENTUM * last.coils
+        field, coils = change.field + momentum * last.field, change.coils + momentum * last.coils
         moved_hz = _size(problem, image, field)
         last = Whereabouts(field * (_LARGEST_STEP_HZ / max(moved_hz, _LARGEST_STEP_HZ)), coils)
         at = Whereabouts(at.field + last.field, at.coils + last.coils)
