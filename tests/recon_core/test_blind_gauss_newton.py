@@ -225,6 +225,22 @@ def test_steps_at_the_lowest_level_follow_while_the_field_moves(half, few_draws,
     assert asked[0] == 4 + _IMAGE_STEPS
 
 
+@pytest.mark.parametrize("known", [False, True], ids=["unknown fields", "likely fields"])
+def test_fields_of_which_nothing_is_known_have_a_momentum_of_their_own(known, half, few_draws, monkeypatch):
+    """With that of likely ones a phantom's field, in polynomials, was led astray."""
+    monkeypatch.setattr("recon_core.solvers.blind_gauss_newton._IMAGE_STEPS", 1)
+    likely = replace(half, basis=replace(half.basis, deviation_hz=torch.full_like(NOTHING, 100.0)))
+    stages = [replace(alone(lambda _: likely if known else half), steps=2, more=0)]
+
+    def field_with(momentum: float) -> Tensor:
+        monkeypatch.setattr("recon_core.solvers.blind_gauss_newton._MOMENTUM", momentum)
+        return blind_gauss_newton(stages, PRIOR, seeded(), NOTHING).field_hz
+
+    none, much = field_with(0.0), field_with(0.75)
+    moved = relative(much - none, none)
+    assert moved > 0.1 if known else moved < 1e-4
+
+
 def test_same_seed_same_estimate(half, few_draws, monkeypatch):
     """To rounding, which depends on where arrays lie in memory."""
     monkeypatch.setattr("recon_core.solvers.blind_gauss_newton._IMAGE_STEPS", 5)
