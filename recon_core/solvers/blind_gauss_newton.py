@@ -89,7 +89,7 @@ class Stage:
 def coarse(problem: Callable[[Tensor], BlindProblem]) -> Stage:
     """From nothing, on half the grid: early samples, on which the field's phase has turned less than once or twice.
 
-    More iterations end no better: begun from the true field, too, these steps go to where the half grid leads.
+    More iterations end hardly better: begun from the true field, too, these steps go to where the half grid leads.
     """
     return Stage(problem, steps=16, highest=0.1, lowest=0.03, iterations=15, more=16)
 
@@ -97,8 +97,8 @@ def coarse(problem: Callable[[Tensor], BlindProblem]) -> Stage:
 def fine(problem: Callable[[Tensor], BlindProblem]) -> Stage:
     """From a field that is about right, with all samples.
 
-    Of real fields the data may be believed more than of polynomials: twice the caution loses more in the former than it
-    gains in the latter.
+    Of real fields the data may be believed more than of polynomials. On a validation head each, twice the caution was
+    1.1 Hz worse in a measured field and 0.4 Hz better in a polynomial.
     """
     return Stage(problem, steps=8, highest=0.05, lowest=0.03, iterations=12, caution=5.0, followed=True)
 
