@@ -247,6 +247,8 @@ class BlindSolver(PriorSolver):
         errors = None
         if self.refine_coil_maps and len(frame.samples.kspace) > 1:
             errors = CoilErrors.smooth(frame.space.shape, frame.space.encoded_fov_mm[1:]).to(frame.device)
+            assert frame.coil_maps is not None
+            frame = replace(frame, coil_maps=errors.continued(frame.coil_maps, basis.mask))
         half = _halved(frame)
         if half is None:
             return [alone(lambda _: self._problem_of(frame, basis, errors))]

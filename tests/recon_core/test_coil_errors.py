@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 
+from recon_core.calibration.espirit import espirit
 from recon_core.coil_errors import DEVIATION, LENGTH_MM, CoilErrors
 from recon_core.field_basis import halved
+from recon_core.fourier import fft_centred, resize_centred
 
-from analytic import complex_noise, relative
+from analytic import complex_noise, positions, relative, ring_of_coils
 
 SHAPE, FOV_MM, COILS = (24, 30), (200.0, 250.0), 3
 
@@ -89,3 +91,42 @@ def test_a_smooth_error_is_a_sum_of_few_functions(errors):
     blob = torch.exp(-((y[:, None] - 10) ** 2 + (x + 20) ** 2) / (2 * LENGTH_MM**2)).to(torch.complex64)[None]
     fitted = errors.maps(errors.transpose(blob) / math.prod(SHAPE))
     assert relative(fitted - blob, blob) < 0.02
+
+
+N = 48
+MAPS = ring_of_coils(N, 6).to(torch.complex64)
+
+
+def disc(radius: float) -> torch.Tensor:
+    """With stripes, in fields of view."""
+    y, x = torch.meshgrid(positions(N), positions(N), indexing="ij")
+    return ((y.square() + x.square() < radius**2) * (1 + 0.5 * torch.cos(7 * x + 5 * y))).float()
+
+
+def from_the_centre(image: torch.Tensor) -> torch.Tensor:
+    """ESPIRiT's maps of 16 x 16 points of k-space, with noise of one percent."""
+    centre = resize_centred(fft_centred(MAPS * image, (1, 2)), (16, 16))
+    return espirit(centre + 0.01 * centre.abs().mean() * complex_noise(*centre.shape), (N, N), crop=0.0)
+
+
+def missed(maps: torch.Tensor, image: torch.Tensor) -> float:
+    """Of what the coils see of it, with the best common phase in each pixel."""
+    common = (MAPS.conj() * maps).sum(0)
+    return relative(image * (maps * torch.exp(-1j * common.angle()) - MAPS), image * MAPS)
+
+
+@pytest.mark.parametrize(("radius", "part"), [(0.4, 0.95), (0.49, 0.65), (0.6, 0.4)])
+def test_maps_that_repeat_are_continued_to_where_the_object_goes(radius, part):
+    image = disc(radius)
+    repeated = from_the_centre(image)
+    continued = CoilErrors.smooth((N, N), (200.0, 200.0)).continued(repeated, image > 0)
+    assert missed(continued, image) < part * missed(repeated, image)
+    torch.testing.assert_close(continued.abs().square().sum(0), torch.ones(N, N))
+
+
+def test_maps_of_nothing_stay_nothing():
+    maps = MAPS.clone()
+    maps[:, :10] = 0
+    continued = CoilErrors.smooth((N, N), (200.0, 200.0)).continued(maps, disc(0.4) > 0)
+    assert not continued[:, :10].any()
+    assert relative((continued - maps)[:, 16:32, 16:32], maps[:, 16:32, 16:32]) < 0.02
