@@ -59,7 +59,7 @@ Closer to it, the image of the field so far holds the field where it is; farther
 _DRAWS = 8
 _DRAW_ITERATIONS = 15
 
-_FIELD_ERROR_PER_DEVIATION = 5.0
+_FIELD_ERROR_PER_DEVIATION = 3.0
 """Errors of fields in terms of what the linearised problem leaves open, on validation heads.
 
 It counts the noise, but not the errors that are alike in many samples: of coil maps, grid and denoised image.
