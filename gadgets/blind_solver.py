@@ -180,7 +180,7 @@ class BlindSolver(PriorSolver):
         except ValueError as error:
             return self._uncorrected(frame, run, f"there is no object to look for a field in: {error}")
         found = self._sought(begun, basis, run)
-        reason = self._doubts(frame, basis, found)
+        reason = self._doubts(frame, basis, found, run)
         if reason is not None:
             return self._uncorrected(frame, run, reason)
         self._blind = found
@@ -280,7 +280,7 @@ class BlindSolver(PriorSolver):
         encoding = encoding_with_field(frame, self.session, low_hz, high_hz, self.off_resonance_error)
         return BlindProblem.of(encoding, frame.coil_maps, frame.samples.kspace, frame.times, basis, errors)
 
-    def _doubts(self, frame: Frame, basis: FieldBasis, found: BlindEstimate) -> str | None:
+    def _doubts(self, frame: Frame, basis: FieldBasis, found: BlindEstimate, run: Run) -> str | None:
         """Why the estimate is not to be believed; also tells and notes what is worth knowing otherwise."""
         power = basis.mask * found.image.image.abs().square()  # the mask holds what the blur has spread, too
         limited = float((power * (found.field_hz.abs() > 0.99 * self.limit)).sum() / power.sum())
@@ -296,22 +296,24 @@ class BlindSolver(PriorSolver):
             self._notes.append("BlindSolver: there is no other interleaf to judge the field by")
             return None
         before = torch.zeros_like(found.field_hz) if frame.field_map is None else frame.field_map
-        without = self._held_out(replace(frame, field_map=before.clamp(-self.limit, self.limit)))
-        corrected = self._held_out(replace(frame, field_map=found.field_hz, coil_maps=found.coil_maps))
+        seed = int(torch.randint(2**31, (1,), generator=run.generator, device=run.generator.device))
+        without = self._held_out(replace(frame, field_map=before.clamp(-self.limit, self.limit)), seed)
+        corrected = self._held_out(replace(frame, field_map=found.field_hz, coil_maps=found.coil_maps), seed)
         misfits = f"held-out interleaves are missed by {corrected:.4g} per sample with the field, {without:.4g} without"
         if not corrected < without:
             return misfits
         self._notes.append(f"BlindSolver: {misfits}")
         return None
 
-    def _held_out(self, frame: Frame) -> float:
+    def _held_out(self, frame: Frame, seed: int) -> float:
         """How far an image of the other interleaves is from those held out, on half the grid where there is one."""
         frame = _halved(frame) or frame
         held = torch.zeros(frame.samples.kspace.shape[1], dtype=torch.bool)
         held[len(held) // 2 :: HELD_OUT_EVERY] = True
         others, kept = (_of_shots(frame, which.to(frame.device)) for which in (~held, held))
-        problem = LinearProblem.of(self._model(others), others.samples.kspace)
-        return held_out_misfit(problem.scaled_for(self._prior.convention), self._model(kept), kept.samples.kspace)
+        problem = LinearProblem.of(self._model(others), others.samples.kspace).scaled_for(self._prior.convention)
+        generator = torch.Generator(frame.device).manual_seed(seed)
+        return held_out_misfit(problem, self._prior, generator, self._model(kept), kept.samples.kspace)
 
     def _model(self, frame: Frame) -> LinearModel:
         """With an encoding for all fields that may be found."""

@@ -370,16 +370,18 @@ def test_a_field_map_of_an_earlier_gadget_stays_where_none_is_found(kspace, shor
 
 def test_interleaves_are_held_out_of_the_scan_and_missed_less_with_the_true_field(kspace, monkeypatch):
     """On half the grid, one of four."""
-    seen, misfit = [], blind_solver.held_out_misfit
+    seen, states, misfit = [], [], blind_solver.held_out_misfit
 
-    def remembered(problem, held_out, kspace):
+    def remembered(problem, prior, generator, held_out, kspace):
         seen.append((problem.model.encoding.sampling.trajectory.shape[1], *kspace.shape[:2], *problem.data.shape))
-        return misfit(problem, held_out, kspace)
+        states.append(generator.get_state())
+        return misfit(problem, prior, generator, held_out, kspace)
 
     shorten(monkeypatch, 1)
     monkeypatch.setattr(blind_solver, "held_out_misfit", remembered)
     frame = solved(scanned(kspace))[-1]
     assert seen == [(SHOTS - 1, COILS, 1, N // 2, N // 2)] * 2
+    assert torch.equal(*states)  # both with the same noise
     assert field_error(frame) < rms_hz(FIELD_HZ)
 
 
