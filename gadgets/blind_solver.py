@@ -70,12 +70,13 @@ class BlindSolver(PriorSolver):
     found, or why it found none, stands in the history. It wants most of the interleaves: undersampling misleads it.
 
     Coil maps that earlier gadgets made of the same spiral hold the blur of its centre, and maps of few calibration
-    lines their noise; `refine_coil_maps` lets them move with image and field. They leave as the series `coil_maps`, and
-    later gadgets get them.
+    lines their noise; `refine_coil_maps` lets them move with image and field, beginning with smooth maps that are
+    nearest to them but at the edges of the field of view, where maps from few points of k-space are wrong. They leave
+    as the series `coil_maps`, and later gadgets get them.
 
-    Afterwards an interleaf is left out and foretold, with the field found and without: if the field does not help, or
-    is at its limit where much of the signal is, or there is no object to look for it in, the image leaves without a
-    correction, which is told and stands in its history, and no field map leaves.
+    Afterwards an interleaf is left out and foretold by the others and the prior, with the field found and without: if
+    the field does not help, or is at its limit where much of the signal is, or there is no object to look for it in,
+    the image leaves without a correction, which is told and stands in its history, and no field map leaves.
 
     The image has its phase at the moment when the centre of k-space is visited, not at the excitation. Its deviation,
     of several samples, is twice that among them, which are too alike, and holds what the field may be off by; half of
