@@ -90,7 +90,7 @@ class Stage:
 def coarse(problem: Callable[[Tensor], BlindProblem]) -> Stage:
     """From nothing, on half the grid: early samples, on which the field's phase has turned less than once or twice.
 
-    With a caution of 5, too, most heads end nearer (8 instead of 11 Hz), but strong fields run away where little is
+    With a caution of 5, too, most heads end nearer (7 instead of 9 Hz), but strong fields run away where little is
     seen of them (benchmarks/RESULTS.md).
     """
     return Stage(problem, steps=16, highest=0.1, lowest=0.03, iterations=15, more=16)

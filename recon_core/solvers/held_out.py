@@ -11,7 +11,7 @@ from recon_core.solvers.linear_problem import LinearProblem
 from recon_core.solvers.run import Run
 
 _STEPS, _HIGHEST = 4, 0.1
-"""Of the image. As many more change the misfits of heads by a few hundredths (benchmarks/RESULTS.md)."""
+"""Of the image. Six from 0.3 change the misfits of heads by less than a tenth (benchmarks/RESULTS.md)."""
 
 
 def held_out_misfit(
