@@ -52,12 +52,8 @@ Closer to it, the image of the field so far holds the field where it is; farther
 _DRAWS = 8
 _DRAW_ITERATIONS = 15
 
-_FIELD_ERROR_PER_DEVIATION = 4.0
-"""Errors of fields in terms of what the linearised problem leaves open, on validation heads.
-
-It counts the noise, but not the errors that are alike in many samples: of coil maps, grid and denoised image. Three
-would do for most heads, five and more for the hard ones.
-"""
+_LEFT_BY_LATER_STAGES = 0.65
+"""Of what is open in the first stage. On validation heads, 85 to 97 % of errors are then within 90 % intervals."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +67,6 @@ class Stage:
         highest, lowest: the first and the last of them, of the unit image.
         more: steps at the lowest level that may follow while the field still moves.
         iterations: of conjugate gradients in each step.
-        caution: times that what is known of fields beforehand counts. Most of what the data seem to say against it is
-            not their noise: coil maps, grid and denoised image have errors of their own, alike in many samples.
         followed: whether steps allow for the denoised image's following the image, which makes them longer where they
             lead from one likely image to another (`not_followed`). It pays near the end.
     """
@@ -83,26 +77,17 @@ class Stage:
     lowest: float
     iterations: int
     more: int = 0
-    caution: float = 30.0
     followed: bool = False
 
 
 def coarse(problem: Callable[[Tensor], BlindProblem]) -> Stage:
-    """From nothing, on half the grid: early samples, on which the field's phase has turned less than once or twice.
-
-    With a caution of 5, too, most heads end nearer (7 instead of 9 Hz), but strong fields run away where little is
-    seen of them (benchmarks/RESULTS.md).
-    """
+    """From nothing, on half the grid: early samples, on which the field's phase has turned less than once or twice."""
     return Stage(problem, steps=16, highest=0.1, lowest=0.03, iterations=15, more=16)
 
 
 def fine(problem: Callable[[Tensor], BlindProblem]) -> Stage:
-    """From a field that is about right, with all samples.
-
-    Of real fields the data may be believed more than of polynomials. On a validation head each, twice the caution was
-    1.1 Hz worse in a measured field and 0.4 Hz better in a polynomial.
-    """
-    return Stage(problem, steps=8, highest=0.05, lowest=0.03, iterations=12, caution=5.0, followed=True)
+    """From a field that is about right, with all samples."""
+    return Stage(problem, steps=8, highest=0.05, lowest=0.03, iterations=12, followed=True)
 
 
 def alone(problem: Callable[[Tensor], BlindProblem]) -> Stage:
@@ -148,7 +133,7 @@ def blind_gauss_newton(stages: Sequence[Stage], prior: Prior, run: Run, start: T
         image, at, along, stopped = _walked(stage, problem, at, prior, going)
         misfits += along
         if stage is stages[0]:  # the cheapest
-            errors = _field_errors(problem, image, at, run)
+            errors = _field_errors(problem, image, at, run) * (_LEFT_BY_LATER_STAGES if len(stages) > 1 else 1.0)
     assert at is not None
     done = len(misfits)
     planned = planned if stopped else done + _IMAGE_STEPS
@@ -196,7 +181,7 @@ def _walked(
         denoised, open_ = each.mean(0), max(level, _OPEN)
         # Any curvature near the true one does, as each step begins anew: one look is enough.
         rest = not_followed(prior, noisy[0], each[0], level) if stage.followed else whole
-        near = Linearised(problem, image, at, 1 / (2 * open_**2), rest, stage.caution)
+        near = Linearised(problem, image, at, 1 / (2 * open_**2), rest)
         if done > 0:
             misfits.append(float(near.misfit) / problem.samples)
         change = near.step(denoised, stage.iterations)
@@ -219,8 +204,8 @@ def _size(problem: BlindProblem, image: Tensor, coefficients: Tensor) -> float:
 
 
 def _field_errors(problem: BlindProblem, image: Tensor, at: Whereabouts, run: Run) -> Tensor:
-    """Draws of what the field may be off by, `[draw, function]`: by no function more than is expected of fields."""
+    """Draws of what the field may be off by, `[draw, function]`."""
     near = Linearised(problem, image, at, 1 / (2 * _OPEN**2))
     draws = torch.stack([near.draw(run.generator, _DRAW_ITERATIONS).field for _ in range(_DRAWS)])
-    expected = problem.basis.deviation_hz / draws.square().mean(0).sqrt()
-    return expected.clamp_max(_FIELD_ERROR_PER_DEVIATION) * draws
+    # Data that tell so much less, and what is known of fields as it is.
+    return math.sqrt(near.caution) * draws

@@ -136,6 +136,12 @@ class BlindProblem:
         assert functions is not None
         return self.basis.field(coefficients).clamp(functions.low_hz, functions.high_hz)
 
+    def in_range(self, coefficients: Tensor) -> Tensor:
+        """Where psi is what theta `[function]` makes it, and changes with it, bool `[y, x]`."""
+        field_hz = self.basis.field(coefficients)
+        within: Tensor = field_hz == self.field(coefficients)
+        return within
+
     def maps(self, coils: Tensor) -> Tensor:
         """S of q, `[coil, y, x]`."""
         return self.coil_maps + self.coil_errors.maps(coils)

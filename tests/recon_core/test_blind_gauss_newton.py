@@ -262,8 +262,9 @@ def test_the_deviation_of_several_samples_holds_that_of_the_field_and_their_mean
 ):
     monkeypatch.setattr("recon_core.solvers.blind_gauss_newton._IMAGE_STEPS", 3)
 
-    def found(samples: int, error: float) -> BlindEstimate:
-        monkeypatch.setattr("recon_core.solvers.blind_gauss_newton._FIELD_ERROR_PER_DEVIATION", error)
+    def found(samples: int, error_hz: float) -> BlindEstimate:
+        errors = error_hz * torch.randn(8, len(NOTHING), generator=torch.Generator().manual_seed(3))
+        monkeypatch.setattr("recon_core.solvers.blind_gauss_newton._field_errors", lambda *_: errors)
         stages = [replace(alone(lambda _: half), steps=2, more=0)]
         return blind_gauss_newton(stages, PRIOR, seeded(samples=samples), NOTHING)
 

@@ -47,8 +47,8 @@ class Case:
     def pixels(self) -> int:
         return self.image.numel()
 
-    def near(self, pull: float = PULL, caution: float = 1.0) -> Linearised:
-        return Linearised(self.problem, self.image, self.at, pull, caution=caution)
+    def near(self, pull: float = PULL) -> Linearised:
+        return Linearised(self.problem, self.image, self.at, pull)
 
 
 def signal(image: Tensor, maps: Tensor, field_hz: Tensor, trajectory: Tensor, times: Tensor) -> Tensor:
@@ -68,20 +68,22 @@ def case_of(
     at: Whereabouts,
     basis: FieldBasis,
     errors: CoilErrors,
+    limit_hz: float = 80.0,
 ) -> Case:
     """The unit is no longer one."""
-    functions = LowRank(times.expand(trajectory.shape[1:]), -80, 80, 1e-5)
+    functions = LowRank(times.expand(trajectory.shape[1:]), -limit_hz, limit_hz, 1e-5)
     encoding = Encoding(DirectSampling(trajectory, image.shape), functions)
     coil_maps = ring_of_coils(len(image), len(kspace))
     problem = BlindProblem.of(encoding, coil_maps, kspace, times.expand(trajectory.shape[1:]), basis, errors)
-    maps, field_hz = problem.maps(at.coils), basis.field(at.field)
+    maps, field_hz = problem.maps(at.coils), basis.field(at.field).clamp(-limit_hz, limit_hz)
+    moved = image * (basis.field(at.field).abs() < limit_hz)
 
     def added(image: Tensor, maps: Tensor) -> Tensor:
         return signal(image, maps, field_hz, trajectory, times)
 
     pixels = torch.eye(image.numel(), dtype=torch.complex128).view(-1, *image.shape)
     of_image = [added(pixel, maps) for pixel in pixels]
-    of_field = [-2j * torch.pi * times * added(f * image, maps) for f in basis.functions]
+    of_field = [-2j * torch.pi * times * added(f * moved, maps) for f in basis.functions]
     coefficients = torch.eye(at.coils.numel()).view(at.coils.numel(), *at.coils.shape).to(at.coils)
     of_coils = [added(image, problem.coil_errors.maps(q)) for q in coefficients]
     columns = [*of_image, *(1j * s for s in of_image), *of_field, *of_coils, *(1j * s for s in of_coils)]
@@ -100,7 +102,13 @@ def some_errors() -> CoilErrors:
     return CoilErrors(smooth.functions[:4].double(), smooth.deviation[:4].double())
 
 
-@pytest.fixture(scope="module", params=["maps known", "maps sought"])
+@pytest.fixture(autouse=True)
+def model_is_right(monkeypatch) -> None:
+    """Of the data all is believed, but in the test of caution."""
+    monkeypatch.setattr(blind_linearised, "_ALIKE", 0.0)
+
+
+@pytest.fixture(scope="module", params=["maps known", "maps sought", "field out of range"])
 def case(request) -> Case:
     """Of the field half is known to 5 Hz, and the rest not at all."""
     basis = replace(polynomials(N), deviation_hz=torch.tensor([math.inf, math.inf, math.inf, 5.0, 5.0, 5.0]).double())
@@ -109,7 +117,16 @@ def case(request) -> Case:
     field_hz = basis.field(THETA + torch.tensor([6.0, 4, -3, 2, 5, -2]).double())
     kspace = signal(1.1 * IMAGE, MAPS + errors.maps(true), field_hz, TRAJECTORY, TIMES)
     kspace = kspace + complex_noise(*kspace.shape, dtype=torch.complex128)
-    return case_of(kspace, TRAJECTORY, TIMES, IMAGE, Whereabouts(THETA, at), basis, errors)
+    return case_of(
+        kspace,
+        TRAJECTORY,
+        TIMES,
+        IMAGE,
+        Whereabouts(THETA, at),
+        basis,
+        errors,
+        15.0 if request.param == "field out of range" else 80.0,
+    )
 
 
 @pytest.fixture
@@ -170,14 +187,34 @@ def test_a_centre_that_follows_pulls_less_along_what_it_follows(case, exact):
     assert relative(flat(case.near().step(CENTRE, 400)) - truth, truth) > 1e-2
 
 
-def test_caution_counts_what_is_known_of_the_field_several_times(case, exact):
-    """Nine times as much is a third of the deviation."""
+def test_what_is_known_of_the_field_counts_more_by_what_noise_does_not_explain(case, exact, monkeypatch):
+    """By eight times the misfit per pixel beyond that of noise, tr (1 - H)^2, of which the image follows H."""
+    monkeypatch.setattr(blind_linearised, "_ALIKE", 8.0)
+    near = case.near()
+    of_image = case.jacobian[:, : 2 * case.pixels]
+    gram = of_image.T @ of_image
+    open_ = torch.eye(2 * case.pixels) - torch.linalg.solve(gram + PULL * torch.eye(2 * case.pixels), gram)
+    noise = case.problem.samples - case.pixels + float(open_.square().sum()) / 2
+    assert near.caution == pytest.approx(1 + 8 * (float(case.residual.square().sum()) - noise) / case.pixels, rel=0.05)
     basis = case.problem.basis
-    known = replace(case, problem=replace(case.problem, basis=replace(basis, deviation_hz=basis.deviation_hz / 3)))
+    deviation_hz = basis.deviation_hz / math.sqrt(near.caution)
+    known = replace(case, problem=replace(case.problem, basis=replace(basis, deviation_hz=deviation_hz)))
     truth, plain = (field_of(case, torch.linalg.solve(*dense(some, PULL, IMAGE))) for some in (known, case))
-    found = case.near(caution=9.0).step(IMAGE, 400).field
+    found = near.step(IMAGE, 400).field
     assert relative(found - truth, truth) < 1e-4
     assert relative(plain - truth, truth) > 1e-2
+
+
+def test_data_that_the_model_explains_are_believed(case, monkeypatch):
+    """They hold the signal of the point, and no noise."""
+    monkeypatch.setattr(blind_linearised, "_ALIKE", 8.0)
+    model = case.problem.uncombined.with_field(case.problem.field(case.at.field))
+    seen = case.problem.maps(case.at.coils)[:, None] * model.expand(UNIT * case.image)
+    data_images = model.gram(seen)
+    problem = replace(case.problem, data_images=data_images, energy=(seen.conj() * data_images).sum().real)
+    near = Linearised(problem, case.image, case.at, PULL)
+    assert abs(float(near.misfit)) < 1e-6
+    assert near.caution == 1
 
 
 def some_change(case: Case, seed: int) -> Change:
