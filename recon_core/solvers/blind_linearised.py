@@ -28,6 +28,9 @@ _ALIKE = 16.0
 On validation heads 8 is worse where coil maps are hard to find, and 30 where they are not.
 """
 
+_LEAST_CAUTION = 4.0
+"""The image follows some errors so well that the misfit does not show them, above all with one coil."""
+
 _AXES = (-2, -1)
 _RIDGE = 1e-6
 _TOLERANCE = 1e-3
@@ -109,14 +112,14 @@ class Linearised:
         """Times less that the data tell of the field than if their noise were all that is wrong with them.
 
         The mean of L samples, each with noise of unit variance and an error of the model of variance s that is alike
-        in all of them, has the variance (1 + L s) / L. Such are all samples for each of a few pixels. And s is what
-        the misfit has beyond that of noise, in part of which the image follows: far from the field it is large, and
-        near it what is left of the other errors.
+        in all of them, has the variance (1 + L s) / L: they tell 1 + L s times less. Such are all samples that tell
+        of a few pixels. And s is what the misfit has beyond that of noise, which the image follows in part: much where
+        the field is far off, and near it what is left of the other errors.
         """
         left_open = self._pull * self._whiten.square()
         followed = float((1 - left_open.square()).sum())
         beyond = float(self.misfit) - (self._problem.samples - followed)
-        return 1 + _ALIKE * max(beyond, 0) / self._image.numel()
+        return max(1 + _ALIKE * beyond / self._image.numel(), _LEAST_CAUTION)
 
     def step(self, centre: Tensor, iterations: int) -> Change:
         """To the minimum, for a centre `[y, x]`."""
