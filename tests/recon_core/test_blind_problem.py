@@ -133,6 +133,7 @@ def test_fields_are_brought_back_into_the_range_and_otherwise_left(problem):
     assert 0 < int(beyond.sum()) < beyond.numel()
     torch.testing.assert_close(found[~beyond], wanted[~beyond], rtol=0, atol=0)
     torch.testing.assert_close(found[beyond], REACH_HZ * wanted[beyond].sign(), rtol=0, atol=0)
+    assert torch.equal(problem.in_range(theta), ~beyond)
     problem.given(at(theta))
 
 
