@@ -216,7 +216,9 @@ class BlindSolver(PriorSolver):
         return shim
 
     def _sought(self, frame: Frame, basis: FieldBasis, run: Run) -> BlindEstimate:
-        start = torch.zeros_like(basis.deviation_hz) if frame.field_map is None else basis.fit(frame.field_map)
+        start = torch.zeros_like(basis.deviation_hz)
+        if frame.field_map is not None:
+            start = basis.fit(frame.field_map.clamp(-self.limit, self.limit))
         if self.method == RED_DIFF:
             problem = self._problem_of(frame, basis, None)
             problem = problem.scaled_for(self._prior.convention, problem.start)

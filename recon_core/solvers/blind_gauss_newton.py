@@ -130,7 +130,7 @@ def blind_gauss_newton(stages: Sequence[Stage], prior: Prior, run: Run, start: T
         image, at, along, stopped = _walked(stage, problem, at, prior, going)
         misfits += along
         if stage is stages[0]:  # the cheapest
-            errors = _field_errors(problem, image, at, run)
+            errors, (low_hz, high_hz) = _field_errors(problem, image, at, run), problem.range_hz
     assert at is not None
     done = len(misfits)
     planned = planned if stopped else done + _IMAGE_STEPS
@@ -138,7 +138,8 @@ def blind_gauss_newton(stages: Sequence[Stage], prior: Prior, run: Run, start: T
     last = problem if not len(problem.coil_errors.deviation) else _with_known_maps(problem, at, prior)
     found = _image(last, at.field, errors, prior, rest)
     found = replace(found, steps=done + found.steps, planned=planned)
-    deviation_hz = problem.basis.field(errors).square().mean(0).sqrt()
+    farthest_hz = high_hz - low_hz  # of polynomials nothing else is known
+    deviation_hz = problem.basis.field(errors).clamp(-farthest_hz, farthest_hz).square().mean(0).sqrt()
     return BlindEstimate(found, last.unit, problem.field(at.field), deviation_hz, last.coil_maps, misfits)
 
 
@@ -180,8 +181,9 @@ def _walked(
         rest = not_followed(prior, noisy[0], each[0], level) if stage.followed else whole
         near = Linearised(problem, image, at, 1 / (2 * open_**2), rest)
         if done > 0:
-            misfits.append(float(near.misfit) / problem.samples)
+            misfits.append(near.misfit / problem.samples)
         change = near.step(denoised, stage.iterations)
+        del near  # it is large, and the next one would be made beside it
         field, coils = change.field + momentum * last.field, change.coils + momentum * last.coils
         moved_hz = _size(problem, image, field)
         last = Whereabouts(field * (_LARGEST_STEP_HZ / max(moved_hz, _LARGEST_STEP_HZ)), coils)
@@ -203,10 +205,10 @@ def _size(problem: BlindProblem, image: Tensor, coefficients: Tensor) -> float:
 def _field_errors(problem: BlindProblem, image: Tensor, at: Whereabouts, run: Run) -> Tensor:
     """Draws of what the field may be off by, `[draw, function]`.
 
-    With what the cheap first stage leaves open, 90 % intervals hold 94 % of the errors of later stages and more, on
-    validation heads; where coil maps are hard to find, less.
+    With what the cheap first stage leaves open, 90 % intervals hold 94 % or more of the errors of later stages, on
+    validation heads.
     """
     near = Linearised(problem, image, at, 1 / (2 * _OPEN**2))
     draws = torch.stack([near.draw(run.generator, _DRAW_ITERATIONS).field for _ in range(_DRAWS)])
-    # Data that tell so much less, and what is known of fields as it is.
+    # As if the data told so much less. Of fields, what is known is counted as it is; image and maps are wider open.
     return math.sqrt(near.caution) * draws

@@ -23,13 +23,16 @@ _LEFT_TO_THE_COILS = 0.5
 """The same of the curvature along the coil maps. A quarter to four times as much leads nearly as far."""
 
 _ALIKE = 16.0
-"""Pixels in which errors of the model are about alike: those of coil maps, grid and denoised image.
+"""Pixels, of whichever grid, in which errors of the model are about alike: of coil maps, grid and denoised image.
 
 On validation heads 8 is worse where coil maps are hard to find, and 30 where they are not.
 """
 
 _LEAST_CAUTION = 4.0
-"""The image follows some errors so well that the misfit does not show them, above all with one coil."""
+"""How much less than all is believed of data whose misfit shows no errors of the model.
+
+The image follows some of them so well that the misfit does not show them, above all with one coil.
+"""
 
 _AXES = (-2, -1)
 _RIDGE = 1e-6
@@ -101,24 +104,32 @@ class Linearised:
         self._follow = -2j * math.pi * problem.times * density / (density + pull)
         self._factors = Whereabouts(*map(torch.linalg.cholesky, self._curvatures()))
 
-    @property
-    def misfit(self) -> Tensor:
-        """`|unit A x - y|^2` at the point, `[]`: costs nothing beside a step, which needs the residual too."""
+    @cached_property
+    def misfit(self) -> float:
+        """`|unit A x - y|^2` at the point: costs nothing beside a step, which needs the residual too."""
         seen = (self._coil_images.conj() * (self._problem.data_images + self._residual)).sum().real
-        return self._problem.energy - seen
+        return float(self._problem.energy - seen)
+
+    @property
+    def misfit_of_noise(self) -> float:
+        """The same of noise alone, once the image has followed it as far as the pull lets it.
+
+        The trace of `(1 - H)^2`, with H for what the image follows of the data, `density / (density + pull)` of a point
+        of k-space. That the maps follow noise too is left out, and pixels that no coil sees count as the others.
+        """
+        left_open = self._pull * self._whiten.square()
+        return self._problem.samples - float((1 - left_open.square()).sum())
 
     @cached_property
     def caution(self) -> float:
-        """Times less that the data tell of the field than if their noise were all that is wrong with them.
+        """How many times less the data tell of the field than if noise were all that is wrong with them.
 
         The mean of L samples, each with noise of unit variance and an error of the model of variance s that is alike
         in all of them, has the variance (1 + L s) / L: they tell 1 + L s times less. Such are all samples that tell
-        of a few pixels. And s is what the misfit has beyond that of noise, which the image follows in part: much where
-        the field is far off, and near it what is left of the other errors.
+        of a few pixels. And s is what the misfit has beyond that of noise: much where the field is far off, and near it
+        what is left of the other errors.
         """
-        left_open = self._pull * self._whiten.square()
-        followed = float((1 - left_open.square()).sum())
-        beyond = float(self.misfit) - (self._problem.samples - followed)
+        beyond = self.misfit - self.misfit_of_noise
         return max(1 + _ALIKE * beyond / self._image.numel(), _LEAST_CAUTION)
 
     def step(self, centre: Tensor, iterations: int) -> Change:
@@ -175,8 +186,9 @@ class Linearised:
         strength = self._problem.density * spectrum / spectrum.sum()
         turned = (strength * (2 * math.pi * self._problem.times).square()).sum()
         field = _gram(self._problem.basis.functions, _LEFT_TO_THE_FIELD * turned * self._squares * moved)
-        # Functions of which nothing is seen stay where they are.
-        field += torch.diag(_RIDGE * field.diagonal().mean() + self._precision.field)
+        # Functions of which nothing is seen stay where they are, all of them where the whole field is out of range.
+        ridge = (_RIDGE * field.diagonal().mean()).clamp_min(torch.finfo(field.dtype).tiny)
+        field += torch.diag(ridge + self._precision.field)
         coils = _gram(self._problem.coil_errors.functions.to(bright), _LEFT_TO_THE_COILS * strength.sum() * bright)
         return field, coils + torch.diag(self._precision.coils.to(bright))
 

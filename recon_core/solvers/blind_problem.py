@@ -130,17 +130,21 @@ class BlindProblem:
         """
         return replace(self, unit=self.given(at).scaled_for(convention).unit)
 
-    def field(self, coefficients: Tensor) -> Tensor:
-        """psi in Hz within the range of the encoding, `[..., y, x]` of theta `[..., function]`."""
+    @property
+    def range_hz(self) -> tuple[float, float]:
+        """Of the fields that the encoding knows."""
         functions = self.encoding.functions
         assert functions is not None
-        return self.basis.field(coefficients).clamp(functions.low_hz, functions.high_hz)
+        return functions.low_hz, functions.high_hz
+
+    def field(self, coefficients: Tensor) -> Tensor:
+        """psi in Hz within the range of the encoding, `[..., y, x]` of theta `[..., function]`."""
+        return self.basis.field(coefficients).clamp(*self.range_hz)
 
     def in_range(self, coefficients: Tensor) -> Tensor:
         """Where psi is what theta `[function]` makes it, and changes with it, bool `[y, x]`."""
-        field_hz = self.basis.field(coefficients)
-        within: Tensor = field_hz == self.field(coefficients)
-        return within
+        field_hz, (low_hz, high_hz) = self.basis.field(coefficients), self.range_hz
+        return (field_hz >= low_hz) & (field_hz <= high_hz)
 
     def maps(self, coils: Tensor) -> Tensor:
         """S of q, `[coil, y, x]`."""

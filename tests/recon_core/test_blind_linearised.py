@@ -50,6 +50,9 @@ class Case:
     def near(self, pull: float = PULL) -> Linearised:
         return Linearised(self.problem, self.image, self.at, pull)
 
+    def near_field(self, field: Tensor) -> Linearised:
+        return Linearised(self.problem, self.image, self.at._replace(field=field), PULL)
+
 
 def signal(image: Tensor, maps: Tensor, field_hz: Tensor, trajectory: Tensor, times: Tensor) -> Tensor:
     return UNIT * exact_signal(image, maps, field_hz, trajectory, times)
@@ -188,15 +191,23 @@ def test_a_centre_that_follows_pulls_less_along_what_it_follows(case, exact):
     assert relative(flat(case.near().step(CENTRE, 400)) - truth, truth) > 1e-2
 
 
+@pytest.mark.parametrize("pull", [0.1, PULL, 300.0, 1e5])
+def test_noise_leaves_the_misfit_that_it_has_in_the_dense_problem(case, pull):
+    """Of unit variance per sample, tr (1 - H)^2, where the image alone follows by H."""
+    of_image = case.jacobian[:, : 2 * case.pixels]
+    gram, one = of_image.T @ of_image, torch.eye(2 * case.pixels).double()
+    open_ = one - torch.linalg.solve(gram + pull * one, gram)
+    followed = case.pixels - float(open_.square().sum()) / 2
+    found = case.problem.samples - case.near(pull).misfit_of_noise
+    assert found == pytest.approx(followed, rel=0.1)
+
+
 def test_what_is_known_of_the_field_counts_more_by_what_noise_does_not_explain(case, exact, monkeypatch):
-    """By eight times the misfit per pixel beyond that of noise, tr (1 - H)^2, of which the image follows H."""
+    """By eight times as much of it as there is for each pixel."""
     monkeypatch.setattr(blind_linearised, "_ALIKE", 8.0)
     near = case.near()
-    of_image = case.jacobian[:, : 2 * case.pixels]
-    gram = of_image.T @ of_image
-    open_ = torch.eye(2 * case.pixels) - torch.linalg.solve(gram + PULL * torch.eye(2 * case.pixels), gram)
-    noise = case.problem.samples - case.pixels + float(open_.square().sum()) / 2
-    assert near.caution == pytest.approx(1 + 8 * (float(case.residual.square().sum()) - noise) / case.pixels, rel=0.05)
+    beyond = float(case.residual.square().sum()) - near.misfit_of_noise
+    assert near.caution == pytest.approx(1 + 8 * beyond / case.pixels, rel=1e-3)
     basis = case.problem.basis
     deviation_hz = basis.deviation_hz / math.sqrt(near.caution)
     known = replace(case, problem=replace(case.problem, basis=replace(basis, deviation_hz=deviation_hz)))
@@ -318,6 +329,13 @@ def test_draws_are_wider_where_the_image_is_open(case):
         return sum(float(near.draw(generator, 30).field.square().sum()) for _ in range(8))
 
     assert spread(PULL) > 2 * spread(1e4)
+
+
+def test_a_field_that_is_out_of_range_everywhere_stays_where_it_is(case):
+    """But for what is known of its functions."""
+    step = case.near_field(torch.tensor([1000.0, 0, 0, 0, 0, 0]).double()).step(IMAGE, 30)
+    assert float(step.field.abs().max()) < 1e-6
+    assert bool(step.image.abs().max() > 0.01)
 
 
 def test_functions_of_which_nothing_is_seen_stay_where_they_are(case):
