@@ -114,8 +114,9 @@ class Linearised:
     def misfit_of_noise(self) -> float:
         """The same of noise alone, once the image has followed it as far as the pull lets it.
 
-        The trace of `(1 - H)^2`, with H for what the image follows of the data, `density / (density + pull)` of a point
-        of k-space. That the maps follow noise too is left out, and pixels that no coil sees count as the others.
+        The trace of `(1 - H)^2`, with H for what the image follows of the data, taken for diagonal in k-space, where it
+        is `density / (density + pull)`: it follows a little less. That the maps follow noise too is left out, and so is
+        that the image of pixels that no coil sees follows none.
         """
         left_open = self._pull * self._whiten.square()
         return self._problem.samples - float((1 - left_open.square()).sum())
