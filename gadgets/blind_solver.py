@@ -198,7 +198,7 @@ class BlindSolver(PriorSolver):
             self.session.tell(f"{frame.label}: {note}")
             return frame
         self._notes.append(f"BlindSolver: begins with a shim of {_told(shim, frame)}")
-        field_hz = shim.field(frame.space.shape, frame.device).clamp(-self.limit, self.limit)
+        field_hz = self._within_limit(shim.field(frame.space.shape, frame.device))
         return replace(frame, field_map=field_hz)
 
     def _shim(self, frame: Frame) -> Shim:
@@ -218,12 +218,15 @@ class BlindSolver(PriorSolver):
     def _sought(self, frame: Frame, basis: FieldBasis, run: Run) -> BlindEstimate:
         start = torch.zeros_like(basis.deviation_hz)
         if frame.field_map is not None:
-            start = basis.fit(frame.field_map.clamp(-self.limit, self.limit))
+            start = basis.fit(self._within_limit(frame.field_map))
         if self.method == RED_DIFF:
             problem = self._problem_of(frame, basis, None)
             problem = problem.scaled_for(self._prior.convention, problem.start)
             return blind_red_diff(problem, self._prior, run, steps=self.steps, order=self.order)
         return blind_gauss_newton(self._stages(frame, basis), self._prior, run, start)
+
+    def _within_limit(self, field_hz: Tensor) -> Tensor:
+        return field_hz.clamp(-self.limit, self.limit)
 
     def _mask(self, frame: Frame) -> Tensor:
         """The outline of what a first image shows, in the field that is known before if there is one, and a margin.
@@ -234,7 +237,7 @@ class BlindSolver(PriorSolver):
         if frame.field_map is None:
             model = LinearModel(encoding_of(frame, self.session), frame.coil_maps)
         else:
-            model = self._model(replace(frame, field_map=frame.field_map.clamp(-self.limit, self.limit)))
+            model = self._model(replace(frame, field_map=self._within_limit(frame.field_map)))
         problem = LinearProblem.of(model, frame.samples.kspace)
         blurred = conjugate_gradient(problem.normal, problem.adjoint, iterations=10, tolerance=1e-2).image
         margin = [MARGIN_MM * n / mm for n, mm in zip(blurred.shape, frame.space.encoded_fov_mm[1:], strict=True)]
@@ -300,7 +303,7 @@ class BlindSolver(PriorSolver):
             return None
         before = torch.zeros_like(found.field_hz) if frame.field_map is None else frame.field_map
         seed = int(torch.randint(2**31, (1,), generator=run.generator, device=run.generator.device))
-        without = self._held_out(replace(frame, field_map=before.clamp(-self.limit, self.limit)), seed)
+        without = self._held_out(replace(frame, field_map=self._within_limit(before)), seed)
         corrected = self._held_out(replace(frame, field_map=found.field_hz, coil_maps=found.coil_maps), seed)
         misfits = f"held-out interleaves are missed by {corrected:.4g} per sample with the field, {without:.4g} without"
         if not corrected < without:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from recon_core.solvers.blind_problem import BlindProblem
-from recon_core.solvers.run import Estimate
+from recon_core.solvers.run import Estimate, Run
 
 _ITERATIONS = 5
 
@@ -21,7 +21,7 @@ benchmarks/RESULTS.md.
 """
 
 
-def with_open_field(problem: BlindProblem, found: Estimate, fields: Tensor, level: float) -> Estimate:
+def with_open_field(problem: BlindProblem, found: Estimate, fields: Tensor, level: float, run: Run) -> Estimate:
     """The same image, with a deviation that holds that of its field too.
 
     By the law of total variance: to the variance in a known field, of which the samples tell, comes that of the mean
@@ -39,11 +39,21 @@ def with_open_field(problem: BlindProblem, found: Estimate, fields: Tensor, leve
         fields: theta of that field, and of draws about it, `[1 + draw, function]`; what leaves the range of the
             problem's encoding is brought back into it.
         level: how near to where it is the image is held, standard deviation of a real channel.
+        run: asked before each draw, whose steps follow those of the estimate. The first is looked at even where it says
+            no: a deviation that silently held nothing of the field would be far too small.
     """
     assert found.deviation is not None
-    first, *others = (_brought_to_the_data(problem, found.image, theta, level) for theta in fields)
-    moved = (torch.stack(others) - first).abs().square().mean(0)
-    return replace(found, deviation=((_IMAGE_ERROR_PER_DEVIATION * found.deviation).square() + moved).sqrt())
+    others = fields[1:]
+    first = _brought_to_the_data(problem, found.image, fields[0], level)
+    moved = list[Tensor]()
+    for theta in others:
+        going = run.go_on(found.steps + len(moved), found.planned + len(others))
+        if moved and not going:
+            break
+        moved.append((_brought_to_the_data(problem, found.image, theta, level) - first).abs().square())
+    variance = (_IMAGE_ERROR_PER_DEVIATION * found.deviation).square() + torch.stack(moved).mean(0)
+    steps, planned = found.steps + len(moved), found.planned + len(others)
+    return replace(found, deviation=variance.sqrt(), steps=steps, planned=planned)
 
 
 def _brought_to_the_data(problem: BlindProblem, image: Tensor, theta: Tensor, level: float) -> Tensor:

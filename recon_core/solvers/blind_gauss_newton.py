@@ -114,7 +114,8 @@ def blind_gauss_newton(stages: Sequence[Stage], prior: Prior, run: Run, start: T
     """
     if not stages:
         raise ValueError("expected at least one stage to find the field in")
-    planned = sum(stage.steps + stage.more for stage in stages) + _IMAGE_STEPS
+    of_the_image = _IMAGE_STEPS + (_DRAWS if run.samples > 1 else 0)
+    planned = sum(stage.steps + stage.more for stage in stages) + of_the_image
     at: Whereabouts | None = None
     misfits, stopped = list[float](), False
     for stage in stages:
@@ -133,7 +134,7 @@ def blind_gauss_newton(stages: Sequence[Stage], prior: Prior, run: Run, start: T
             errors, (low_hz, high_hz) = _field_errors(problem, image, at, run), problem.range_hz
     assert at is not None
     done = len(misfits)
-    planned = planned if stopped else done + _IMAGE_STEPS
+    planned = planned if stopped else done + of_the_image
     rest = replace(run, go_on=lambda more, _: run.go_on(done + more, planned))
     last = problem if not len(problem.coil_errors.deviation) else _with_known_maps(problem, at, prior)
     found = _image(last, at.field, errors, prior, rest)
@@ -149,7 +150,7 @@ def _image(problem: BlindProblem, field: Tensor, errors: Tensor, prior: Prior, r
     found = decomposed_diffusion(given, prior, run, steps=_IMAGE_STEPS, highest=_IMAGE_LEVEL)
     if found.deviation is None:
         return found
-    return with_open_field(problem, found, torch.cat([field[None], field + errors]), _OPEN)
+    return with_open_field(problem, found, torch.cat([field[None], field + errors]), _OPEN, run)
 
 
 def _with_known_maps(problem: BlindProblem, at: Whereabouts, prior: Prior) -> BlindProblem:

@@ -115,11 +115,13 @@ class Linearised:
         """The same of noise alone, once the image has followed it as far as the pull lets it.
 
         The trace of `(1 - H)^2`, with H for what the image follows of the data, taken for diagonal in k-space, where it
-        is `density / (density + pull)`: it follows a little less. That the maps follow noise too is left out, and so is
-        that the image of pixels that no coil sees follows none.
+        is `density / (density + pull)`: it follows a little less. Where no coil sees it, it follows none. That the maps
+        follow noise too is left out.
         """
-        left_open = self._pull * self._whiten.square()
-        return self._problem.samples - float((1 - left_open.square()).sum())
+        seen = self._maps.abs().sum(0).gt(0).double().mean()
+        density = (self._whiten**-2 - self._pull) / seen  # `_whiten` has its mean with the pixels that no coil sees
+        left_open = self._pull / (density + self._pull)
+        return self._problem.samples - float(seen * (1 - left_open.square()).sum())
 
     @cached_property
     def caution(self) -> float:

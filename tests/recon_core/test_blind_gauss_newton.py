@@ -28,7 +28,7 @@ from recon_core.solvers.blind_gauss_newton import (
 from recon_core.solvers.blind_problem import BlindEstimate, BlindProblem
 from recon_core.solvers.decomposed_diffusion import decomposed_diffusion
 from recon_core.solvers.prior_curvature import not_followed
-from recon_core.solvers.run import Run
+from recon_core.solvers.run import Estimate, Run
 
 from analytic import complex_noise, positions, relative, ring_of_coils, spiral_trajectory
 
@@ -239,6 +239,26 @@ def test_steps_at_the_lowest_level_follow_while_the_field_moves(half, few_draws,
     assert len(found.misfits) == 2 + more
     assert found.image.steps == found.image.planned == asked[-1] == 2 + more + _IMAGE_STEPS
     assert asked[0] == 4 + _IMAGE_STEPS
+
+
+def test_what_the_field_adds_to_the_deviation_is_counted_and_ends_when_told(half, few_draws, monkeypatch):
+    """Two draws, after two steps of the field and three of the image."""
+    monkeypatch.setattr("recon_core.solvers.blind_gauss_newton._IMAGE_STEPS", 3)
+    stages, asked = [replace(alone(lambda _: half), steps=2, more=0)], []
+
+    def found(enough: int) -> Estimate:
+        def go_on(done: int, planned: int) -> bool:
+            asked.append((done, planned))
+            return done < enough
+
+        return blind_gauss_newton(stages, PRIOR, seeded(samples=2, go_on=go_on), NOTHING).image
+
+    whole, less = found(99), found(6)
+    assert sorted(set(asked)) == [(done, 7) for done in range(7)]
+    assert (whole.steps, whole.planned) == (7, 7)
+    assert (less.steps, less.planned) == (6, 7)
+    assert relative(less.image - whole.image, whole.image) < 1e-4
+    assert relative(less.deviation - whole.deviation, whole.deviation) > 1e-3
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["unknown fields", "likely fields"])

@@ -194,12 +194,25 @@ def test_a_centre_that_follows_pulls_less_along_what_it_follows(case, exact):
 @pytest.mark.parametrize("pull", [0.1, PULL, 300.0, 1e5])
 def test_noise_leaves_the_misfit_that_it_has_in_the_dense_problem(case, pull):
     """Of unit variance per sample, tr (1 - H)^2, where the image alone follows by H."""
-    of_image = case.jacobian[:, : 2 * case.pixels]
-    gram, one = of_image.T @ of_image, torch.eye(2 * case.pixels).double()
-    open_ = one - torch.linalg.solve(gram + pull * one, gram)
-    followed = case.pixels - float(open_.square().sum()) / 2
     found = case.problem.samples - case.near(pull).misfit_of_noise
-    assert found == pytest.approx(followed, rel=0.1)
+    assert found == pytest.approx(followed_noise(case.jacobian[:, : 2 * case.pixels], pull), rel=0.1)
+
+
+@pytest.mark.parametrize("pull", [PULL, 300.0])
+def test_where_no_coil_sees_the_image_it_follows_no_noise(case, pull):
+    unseen = torch.zeros(N, N, dtype=torch.bool)
+    unseen[:, : N // 4] = True
+    coil_maps = torch.where(unseen, -case.problem.coil_errors.maps(case.at.coils), case.problem.coil_maps)
+    near = Linearised(replace(case.problem, coil_maps=coil_maps), case.image, case.at, pull)
+    of_image = case.jacobian[:, : 2 * case.pixels] * ~unseen.flatten().repeat(2)
+    assert case.problem.samples - near.misfit_of_noise == pytest.approx(followed_noise(of_image, pull), rel=0.1)
+
+
+def followed_noise(of_image: Tensor, pull: float) -> float:
+    """n - tr (1 - H)^2 for the columns of n pixels, real and imaginary."""
+    gram, one = of_image.T @ of_image, torch.eye(of_image.shape[1]).double()
+    open_ = one - torch.linalg.solve(gram + pull * one, gram)
+    return (len(one) - float(open_.square().sum())) / 2
 
 
 def test_what_is_known_of_the_field_counts_more_by_what_noise_does_not_explain(case, exact, monkeypatch):
