@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from recon_core.coil_errors import CoilErrors
-from recon_core.field_basis import polynomial_basis
+from recon_core.field_basis import polynomial_basis, smooth_basis
 from recon_core.operators.encoding import Encoding
 from recon_core.operators.off_resonance import LowRank
 from recon_core.operators.sampling import sampling_operator
@@ -25,8 +25,9 @@ from recon_core.solvers.blind_gauss_newton import (
     coarse,
     fine,
 )
-from recon_core.solvers.blind_problem import BlindEstimate, BlindProblem
+from recon_core.solvers.blind_problem import BlindEstimate, BlindProblem, Whereabouts
 from recon_core.solvers.decomposed_diffusion import decomposed_diffusion
+from recon_core.solvers.linear_problem import LinearProblem
 from recon_core.solvers.prior_curvature import not_followed
 from recon_core.solvers.run import Estimate, Run
 
@@ -353,6 +354,29 @@ def test_the_field_is_told_to_be_farther_off_where_the_data_tell_less(half, few_
         return blind_gauss_newton([coarse(lambda _: half)], PRIOR, run, NOTHING).field_deviation_hz
 
     torch.testing.assert_close(told(9.0), 3 * told(1.0), rtol=1e-3, atol=1e-3)
+
+
+def test_a_field_beyond_the_range_does_not_run_away(truth, few_draws, monkeypatch):
+    """What the data no longer change with is not moved by them: it went 650 Hz beyond the range of 150 Hz before."""
+    monkeypatch.setattr("recon_core.solvers.blind_gauss_newton._IMAGE_STEPS", 1)
+    image, field_hz, mask = truth
+    y, x = torch.meshgrid(positions(N), positions(N), indexing="ij")
+    peak_hz = 300 * torch.exp(-((y + 0.35) ** 2 + x**2) / (2 * 0.1**2))
+    kspace, basis = scan((image, field_hz + peak_hz, mask)), smooth_basis(mask, (210.0, 210.0))
+    whole, half = (
+        replace(problem_of(kspace, mask, every), basis=some) for every, some in ((1, basis), (2, basis.halved))
+    )
+    farthest_hz, given = [], BlindProblem.given
+
+    def watched(self: BlindProblem, at: Whereabouts) -> LinearProblem:
+        farthest_hz.append(float(self.basis.field(at.field).abs().max()))
+        return given(self, at)
+
+    monkeypatch.setattr(BlindProblem, "given", watched)
+    start = torch.zeros_like(basis.deviation_hz)
+    found = blind_gauss_newton([coarse(lambda _: half), fine(lambda _: whole)], PRIOR, seeded(), start)
+    assert float(found.field_hz.max()) == 150
+    assert 150 < max(farthest_hz) < 300
 
 
 def test_no_step_moves_the_field_further_than_its_limit(problem, truth, few_draws, monkeypatch):
