@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -24,7 +25,7 @@ from recon_core.solvers.blind_problem import BlindEstimate, BlindProblem
 from recon_core.solvers.blind_red_diff import blind_red_diff
 from recon_core.solvers.conjugate_gradient import conjugate_gradient
 from recon_core.solvers.decomposed_diffusion import decomposed_diffusion
-from recon_core.solvers.held_out import held_out_misfit
+from recon_core.solvers.held_out import held_out_misfits
 from recon_core.solvers.linear_problem import LinearProblem
 from recon_core.solvers.run import Estimate, Run
 
@@ -56,6 +57,12 @@ was found was up to 23 Hz worse than zero; one gained 40 %, and it helped (bench
 HELD_OUT_EVERY = 8
 """Of the interleaves, how many are one that is held out to judge by."""
 
+BEYOND_CHANCE = 3.0
+"""Standard errors by which held-out samples must be foretold better with a field than without, for it to be believed.
+
+Where the data tell nothing of a field, as Cartesian lines do, half of all fields are a little better by chance.
+"""
+
 
 class BlindSolver(PriorSolver):
     """Finds the image and the field map together, where nobody measured the field or it has changed since.
@@ -75,8 +82,9 @@ class BlindSolver(PriorSolver):
     as the series `coil_maps`, and later gadgets get them.
 
     Afterwards an interleaf is left out and foretold by the others and the prior, with the field found and without: if
-    the field does not help, or is at its limit where much of the signal is, or there is no object to look for it in,
-    the image leaves without a correction, which is told and stands in its history, and no field map leaves.
+    the field does not clearly help, or is at its limit where much of the signal is, or there is no object to look for
+    it in, the image leaves without a correction, which is told, and stands in its history and comment, and no field map
+    leaves.
 
     The image has its phase at the moment when the centre of k-space is visited, not at the excitation. Its deviation,
     of several samples, is twice that among them, which are too alike, and holds what the field may be off by; half of
@@ -156,6 +164,7 @@ class BlindSolver(PriorSolver):
         solved = super()._solved(frames)
         for frame in frames:
             frame.history += self._notes
+            frame.caveat = self._caveat
             if self._blind is not None:
                 frame.field_map = self._blind.field_hz
                 frame.coil_maps = self._blind.coil_maps
@@ -164,7 +173,7 @@ class BlindSolver(PriorSolver):
 
     def _found(self, batch: Frame, kspace: Tensor, run: Run) -> tuple[Estimate, Tensor]:
         assert batch.coil_maps is not None
-        self._blind, self._notes = None, list[str]()
+        self._blind, self._notes, self._caveat = None, list[str](), ""
         frame = replace(
             batch,
             samples=Samples(kspace[0], batch.samples.trajectory),
@@ -305,13 +314,18 @@ class BlindSolver(PriorSolver):
         seed = int(torch.randint(2**31, (1,), generator=run.generator, device=run.generator.device))
         without = self._held_out(replace(frame, field_map=self._within_limit(before)), seed)
         corrected = self._held_out(replace(frame, field_map=found.field_hz, coil_maps=found.coil_maps), seed)
-        misfits = f"held-out interleaves are missed by {corrected:.4g} per sample with the field, {without:.4g} without"
-        if not corrected < without:
+        gain = without - corrected
+        by_chance = float(gain.std()) / math.sqrt(gain.numel())
+        misfits = (
+            f"held-out interleaves are missed by {float(corrected.mean()):.4g} per sample with the field, "
+            f"{float(without.mean()):.4g} without (standard error of the gain {by_chance:.2g})"
+        )
+        if not float(gain.mean()) > BEYOND_CHANCE * by_chance:
             return misfits
         self._notes.append(f"BlindSolver: {misfits}")
         return None
 
-    def _held_out(self, frame: Frame, seed: int) -> float:
+    def _held_out(self, frame: Frame, seed: int) -> Tensor:
         """How far an image of the other interleaves is from those held out, on half the grid where there is one."""
         frame = _halved(frame) or frame
         held = torch.zeros(frame.samples.kspace.shape[1], dtype=torch.bool)
@@ -319,7 +333,7 @@ class BlindSolver(PriorSolver):
         others, kept = (_of_shots(frame, which.to(frame.device)) for which in (~held, held))
         problem = LinearProblem.of(self._model(others), others.samples.kspace).scaled_for(self._prior.convention)
         generator = torch.Generator(frame.device).manual_seed(seed)
-        return held_out_misfit(problem, self._prior, generator, self._model(kept), kept.samples.kspace)
+        return held_out_misfits(problem, self._prior, generator, self._model(kept), kept.samples.kspace)
 
     def _model(self, frame: Frame) -> LinearModel:
         """With an encoding for all fields that may be found."""
@@ -330,7 +344,8 @@ class BlindSolver(PriorSolver):
     def _uncorrected(self, frame: Frame, run: Run, reason: str) -> tuple[Estimate, Tensor]:
         """The image in the field that was known before, if any."""
         how = "without a correction for off-resonance" if frame.field_map is None else "with the map of before"
-        note = f"BlindSolver: no field was found, the image is {how}: {reason}"
+        self._caveat = f"no field was found, the image is {how}"
+        note = f"BlindSolver: {self._caveat}: {reason}"
         self._notes.append(note)
         self.session.tell(f"{frame.label}: {note}")
         model = model_of(frame, self.session, self.off_resonance_error)

@@ -82,6 +82,7 @@ class Frame:
             solvers take the field as even.
         image: complex64 `[*space.shape]`, the best image so far.
         history: what was done, one line each; ends up in the image's ImageProcessingHistory.
+        caveat: what whoever looks at its images has to know; ends up in their ImageComments.
     """
 
     samples: Samples
@@ -94,6 +95,7 @@ class Frame:
     field_map: Tensor | None = None
     image: Tensor | None = None
     history: list[str] = field(default_factory=list)
+    caveat: str = ""
 
     @property
     def label(self) -> str:

@@ -188,7 +188,7 @@ class ImageExport(Gadget[SeriesImage]):
             "ImageScaleFactor": repr(scale),
             "SeriesDescription": f"{protocol}_{series.description}" if protocol else series.description,
             "SequenceDescriptionAdditional": series.description,
-            "ImageComments": series.comment,
+            "ImageComments": "; ".join(filter(None, (series.comment, item.frame.caveat))),
             "Keep_image_geometry": "1",
             **_directions(item.frame.reference),
         }

@@ -25,8 +25,8 @@ log = logging.getLogger("spinstream")
 
 SLICES_ON_A_GPU = 8
 
-LEAST_POWER = 0.1
-"""Mean power of samples that can hold noise of unit variance: one by itself, less where channels are dead."""
+LEAST_NOISE = 0.1
+"""Variance of the noise in samples that can hold noise of unit variance; less than one where zeros were filled in."""
 
 REMEDY = (
     "NoisePrewhitening takes it from a noise scan in the stream, from an earlier noise measurement on which the header "
@@ -239,13 +239,17 @@ def _has_signal(frame: Frame) -> bool:
 
 
 def _require_unit_noise(frames: Sequence[Frame]) -> None:
-    """Samples that are weaker than their noise was said to be would count for nothing, and the prior for all."""
+    """Samples that are weaker than their noise was said to be would count for nothing, and the prior for all.
+
+    Of noise alone the median of the squared magnitudes is ln 2 times the variance, and signal can only add to it.
+    """
     for frame in frames:
-        power = float(frame.samples.kspace.abs().square().mean())
-        if power < LEAST_POWER:
+        power = frame.samples.kspace.abs().square()
+        variance = float(power[power > 0].median()) / math.log(2)
+        if variance < LEAST_NOISE:
             raise ValueError(
-                f"expected prewhitened samples, whose noise alone has the mean power 1, got the power {power:.3g} in "
-                f"{frame.label}: was the noise measured with the same gains? {REMEDY}"
+                "expected prewhitened samples, whose noise has the variance 1, got samples whose noise has the "
+                f"variance {variance:.3g} at most in {frame.label}: was it measured with the same gains? {REMEDY}"
             )
 
 

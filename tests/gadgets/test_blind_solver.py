@@ -93,10 +93,10 @@ def image_error(image: Tensor) -> float:
     return relative((image.abs() - IMAGE.abs())[MASK], IMAGE.abs()[MASK])
 
 
-def judged(monkeypatch, without: float, corrected: float) -> None:
+def judged(monkeypatch, without: float | Tensor, corrected: float | Tensor) -> None:
     """Says how far held-out interleaves are missed, after all models for it were made."""
-    misfits = itertools.cycle([without, corrected])
-    monkeypatch.setattr(blind_solver, "held_out_misfit", lambda *_: next(misfits))
+    misfits = itertools.cycle([torch.as_tensor(missed).expand(400) for missed in (without, corrected)])
+    monkeypatch.setattr(blind_solver, "held_out_misfits", lambda *_: next(misfits))
 
 
 def shorten(monkeypatch, steps: int) -> None:
@@ -164,9 +164,13 @@ def test_the_history_tells_method_prior_limit_and_misfits(found):
     )
     assert coarse(None).steps + fine(None).steps + _IMAGE_STEPS <= int(steps[1]) == int(steps[2]) <= PLANNED
     words = re.fullmatch(
-        r"BlindSolver: held-out interleaves are missed by (\S+) per sample with the field, (\S+) without", judged
+        r"BlindSolver: held-out interleaves are missed by (\S+) per sample with the field, (\S+) without "
+        r"\(standard error of the gain (\S+)\)",
+        judged,
     )
-    assert 2 * float(words[1]) < float(words[2])
+    with_field, without, by_chance = map(float, words.groups())
+    assert 2 * with_field < without
+    assert 0.003 < by_chance < 0.1 * (without - with_field)
     low, high = (float(value) for value in found[1].data.aminmax())
     assert course.startswith(f"BlindSolver: field from {low:.0f} to {high:.0f} Hz; misfit per sample ")
     misfits = [float(value) for value in course.split("misfit per sample ")[1].replace("at last ", "").split(", ")]
@@ -324,6 +328,7 @@ def require_uncorrected(results, told: list[str], reason: str, how: str = "witho
     note = f"BlindSolver: no field was found, the image is {how}: "
     assert kinds(results) == ["image", "frame"]
     assert frame.history[-1].startswith(note)
+    assert frame.caveat == f"no field was found, the image is {how}"
     assert re.search(reason, frame.history[-1])
     assert told == [f"{frame.label}: {frame.history[-1]}"]
     assert torch.equal(frame.coil_maps, MAPS.to(torch.complex64))
@@ -366,6 +371,19 @@ def test_a_field_with_which_held_out_interleaves_are_not_better_foretold_is_not_
     assert results[-1].field_map is None
 
 
+@pytest.mark.parametrize(("gain", "believed"), [(0.05, False), (0.3, True)])
+def test_a_field_is_not_believed_for_a_gain_that_may_be_chance(kspace, short, monkeypatch, gain, believed):
+    """Of 400 samples, whose gains have the deviation one, 0.15 is three standard errors."""
+    chance = torch.tensor([1.0, -1.0]).repeat(200)
+    judged(monkeypatch, 1.5 + gain + chance, 1.5)
+    opened = session(header(), cache=CACHE)
+    results = solved(scanned(kspace), opened=opened)
+    assert ("field_map" in kinds(results)) == believed
+    if not believed:
+        reason = r"missed by 1\.5 per sample with the field, 1\.55 without \(standard error of the gain 0\.05\)"
+        require_uncorrected(results, opened.tell, reason)
+
+
 def test_a_field_map_of_an_earlier_gadget_stays_where_none_is_found(kspace, short, monkeypatch):
     judged(monkeypatch, 1.0, 1.5)
     opened = session(header(), cache=CACHE)
@@ -377,7 +395,7 @@ def test_a_field_map_of_an_earlier_gadget_stays_where_none_is_found(kspace, shor
 
 def test_interleaves_are_held_out_of_the_scan_and_missed_less_with_the_true_field(kspace, monkeypatch):
     """On half the grid, one of four."""
-    seen, states, misfit = [], [], blind_solver.held_out_misfit
+    seen, states, misfit = [], [], blind_solver.held_out_misfits
 
     def remembered(problem, prior, generator, held_out, kspace):
         seen.append((problem.model.encoding.sampling.trajectory.shape[1], *kspace.shape[:2], *problem.data.shape))
@@ -385,7 +403,7 @@ def test_interleaves_are_held_out_of_the_scan_and_missed_less_with_the_true_fiel
         return misfit(problem, prior, generator, held_out, kspace)
 
     shorten(monkeypatch, 1)
-    monkeypatch.setattr(blind_solver, "held_out_misfit", remembered)
+    monkeypatch.setattr(blind_solver, "held_out_misfits", remembered)
     frame = solved(scanned(kspace))[-1]
     assert seen == [(SHOTS - 1, COILS, 1, N // 2, N // 2)] * 2
     assert torch.equal(*states)  # both with the same noise
@@ -393,7 +411,7 @@ def test_interleaves_are_held_out_of_the_scan_and_missed_less_with_the_true_fiel
 
 
 def test_of_a_single_interleaf_none_can_be_held_out(kspace, short, monkeypatch):
-    monkeypatch.setattr(blind_solver, "held_out_misfit", None)
+    monkeypatch.setattr(blind_solver, "held_out_misfits", None)
     frame = scanned(kspace[:, :1])
     frame = replace(frame, samples=Samples(kspace[:, :1], TRAJECTORY[:, :1]), times=frame.times[:1])
     results = solved(frame)
@@ -414,7 +432,7 @@ def test_no_field_is_looked_for_without_an_object(kspace, short, monkeypatch, pi
 
 def test_a_field_that_was_not_found_is_not_that_of_the_slice_before(kspace, short, monkeypatch):
     verdicts = iter([2.0, 1.0, 1.0, 2.0])
-    monkeypatch.setattr(blind_solver, "held_out_misfit", lambda *_: next(verdicts))
+    monkeypatch.setattr(blind_solver, "held_out_misfits", lambda *_: torch.full((400,), next(verdicts)))
     results = solved(scanned(kspace), scanned(kspace))
     assert kinds(results) == ["image", "field_map", "field_deviation", "frame", "image", "frame"]
     assert results[-1].field_map is None

@@ -200,7 +200,9 @@ def test_says_which_samples_are_not_finite():
 
 def test_samples_that_cannot_hold_noise_of_unit_variance_are_refused():
     """The noise was measured with other gains, say; the image would be the prior's alone."""
-    with pytest.raises(ValueError, match="expected prewhitened samples.* got the power 0.00.* in slice 0.*noise scan"):
+    with pytest.raises(
+        ValueError, match="expected prewhitened samples.* variance 0.00.* at most in slice 0.*noise scan"
+    ):
         solved(Phantom.scanned(cartesian(), 4, 0.01, 0.1 * head()).frame(with_maps=True))
     silent = scanned(brightness=0.0)
     assert not images(solved(silent))[0].isnan().any()

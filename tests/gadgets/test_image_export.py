@@ -235,6 +235,13 @@ def test_meta_is_what_the_scanner_expects():
         assert all(len(x.partition(".")[2]) == 18 for x in meta[key])
 
 
+def test_a_caveat_stands_in_the_comment():
+    item = series_image(noise())
+    item.frame.caveat = "no field was found, the image is without a correction for off-resonance"
+    comment = export(opened(), item).meta["ImageComments"]
+    assert comment == "reconstruction; no field was found, the image is without a correction for off-resonance"
+
+
 # What cannot be exported.
 
 

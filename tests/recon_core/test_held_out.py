@@ -12,7 +12,7 @@ from recon_core.operators.off_resonance import LowRank
 from recon_core.operators.sampling import sampling_operator
 from recon_core.priors.prior import Convention, Prior
 from recon_core.simulation import exact_signal
-from recon_core.solvers.held_out import held_out_misfit
+from recon_core.solvers.held_out import held_out_misfits
 from recon_core.solvers.linear_problem import LinearProblem
 
 from analytic import complex_noise, positions, ring_of_coils, smooth_head, spiral_trajectory
@@ -49,7 +49,9 @@ PRIOR = Prior(white, Convention("maximum", 0.01, 1.0), "white")
 def misfit(kspace: Tensor, field_hz: Tensor, maps: Tensor = MAPS, prior: Prior = PRIOR, shots: Tensor = ~HELD) -> float:
     others = LinearProblem.of(model(shots, field_hz, maps), kspace[:, shots]).scaled_for(prior.convention)
     generator = torch.Generator().manual_seed(0)
-    return held_out_misfit(others, prior, generator, model(HELD, field_hz, maps), kspace[:, HELD])
+    misfits = held_out_misfits(others, prior, generator, model(HELD, field_hz, maps), kspace[:, HELD])
+    assert misfits.shape == (COILS, 1, SAMPLES)
+    return float(misfits.mean())
 
 
 def test_the_true_model_misses_little_more_than_the_noise(kspace):
