@@ -6,16 +6,16 @@ import math
 from dataclasses import replace
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from recon_core.priors.prior import Prior
-from recon_core.solvers.linear_problem import LinearProblem, complex_normal
+from recon_core.solvers.linear_problem import LinearProblem
 from recon_core.solvers.run import Estimate, Run
+from recon_core.solvers.sample_pairs import deviation_factor, opposite_pairs, require_momentum, usual_momentum
 from recon_core.solvers.schedule import falling_levels
 from recon_core.solvers.stopped import without_noise
 
 _FIRST_ITERATIONS = 20
-_MOST_MOMENTUM, _STEPS_WITHOUT = 0.5, 40
 
 
 def decomposed_diffusion(
@@ -40,9 +40,7 @@ def decomposed_diffusion(
     in a random phase if that is all the same to the prior, so that errors of a network that depend on it average out
     over steps and samples. Samples are pairs whose noise differs in its sign alone, so that what it does to them
     cancels in their mean but for what is not linear. And a part of the last step, `momentum`, is added to each denoised
-    image: what the data do not see moves farther by the factor `1 / (1 - momentum)`, as in so many times more steps. By
-    default these are 40, where momentum is not above one half; many more make errors of the network grow
-    (benchmarks/RESULTS.md). A single sample has no momentum, as nothing cancels the noise that it adds too.
+    image, so that what the data do not see moves as far as in more steps (`usual_momentum`).
 
     For a Gaussian prior, in the limit of many steps, the mean of the samples is that of the posterior, and their
     variance is its variance with a momentum of one half, and half of it with none; the deviation is given with this
@@ -63,37 +61,23 @@ def decomposed_diffusion(
         ValueError: the levels do not fall, or the momentum is not from zero to below one.
     """
     levels = falling_levels(prior, highest, lowest, steps)
-    if momentum is None:
-        momentum = min(max(1 - steps / _STEPS_WITHOUT, 0.0), _MOST_MOMENTUM) if run.samples > 1 else 0.0
-    if not 0 <= momentum < 1:
-        raise ValueError(f"expected a momentum from zero to below one, got {momentum:g}")
+    momentum = usual_momentum(steps, run.samples) if momentum is None else momentum
+    require_momentum(momentum)
     nothing = torch.zeros_like(problem.adjoint).expand(run.samples, *problem.adjoint.shape)
     clean = problem.tempered(nothing, levels[0], None, _FIRST_ITERATIONS)
     before = clean
     for done, level in enumerate(levels):
         if not run.go_on(done, steps):
             return _estimate(without_noise(problem, prior, clean, level), momentum, done, steps)
-        noisy = clean + math.sqrt(2) * level * _opposite_pairs(clean, run.generator)
+        noisy = clean + math.sqrt(2) * level * opposite_pairs(clean, run.generator)
         centre = prior.denoise_in_any_phase(noisy, level, run.generator) + momentum * (clean - before)
         before, clean = clean, problem.tempered(centre, level, centre, iterations)
     return _estimate(clean, momentum, steps, steps)
 
 
-def _opposite_pairs(samples: Tensor, generator: Generator) -> Tensor:
-    """White noise for `[sample, ...]`, the same with the other sign for the second half of the samples."""
-    first = complex_normal(((len(samples) + 1) // 2, *samples.shape[1:]), samples, generator)
-    return torch.cat([first, -first])[: len(samples)]
-
-
 def _estimate(samples: Tensor, momentum: float, done: int, planned: int) -> Estimate:
-    """With the deviation of the posterior, if noise of the other sign has the opposite effect.
-
-    Samples of the variance V about their true mean are `1 / (2 (1 - momentum))` of the posterior's. Where they are
-    n / 2 pairs of the correlation -1, among n (n - 1) / 2 pairs in all, their variance about their own mean is
-    `1 + 1 / (n - 1)` of V; where one more is alone, of n in all, `1 + 1 / n`.
-    """
+    """With the deviation of the posterior."""
     found = Estimate.of(samples, done, planned)
     if found.deviation is None:
         return found
-    odd = (len(samples) - 1) | 1
-    return replace(found, deviation=math.sqrt(2 * (1 - momentum) / (1 + 1 / odd)) * found.deviation)
+    return replace(found, deviation=deviation_factor(len(samples), momentum) * found.deviation)

@@ -14,8 +14,8 @@ from recon_core.priors.pogmdm.model import PoGMDM
 from recon_core.priors.prior import Prior
 from recon_core.solvers.coil_fit import CoilFit
 from recon_core.solvers.joint_problem import JointEstimate, JointProblem
-from recon_core.solvers.linear_problem import complex_normal
 from recon_core.solvers.run import Run
+from recon_core.solvers.sample_pairs import deviation_factor, opposite_pairs, require_momentum, usual_momentum
 from recon_core.solvers.schedule import falling_levels
 
 PRODUCT_WEIGHT = 0.18
@@ -40,8 +40,9 @@ def joint_diffusion(
     iterations: int = 5,
     coil_iterations: int = 5,
     smoothness: float = 3.0,
+    momentum: float | None = None,
 ) -> JointEstimate:
-    """Decomposed diffusion (`decomposed_diffusion`, without pairs and momentum) whose coil maps follow the image.
+    """Decomposed diffusion (`decomposed_diffusion`) whose coil maps follow the image.
 
     At each noise level the prior denoises; conjugate gradients find the image that the data, with the maps so far, and
     the denoised image allow; others find the maps that the data, with this image, and the smoothness allow; and noise
@@ -54,11 +55,11 @@ def joint_diffusion(
     (Chung, Sim, Ye, CVPR 2022).
 
     The weight of the prior is the power to which its density counts. In the limit of a Gaussian prior and many steps
-    the samples have the mean of that posterior and `weight / 2` times its variance, by which the deviation is put
-    right, pixel by pixel where the weight is local; one of heads is still too small (benchmarks/RESULTS.md). Where a
-    weight below one serves, the prior is surer than it should be; plug-and-play methods use such weights too (0.23 in
-    Zhang et al., IEEE TPAMI 44:6360, 2022). A weight below one is that of what is there to be seen: where the image is
-    empty it is one (`local_weight`).
+    the samples have the mean of that posterior and, without momentum, `weight / 2` times its variance; the deviation is
+    put right by that, pixel by pixel where the weight is local. One of heads is still too small
+    (benchmarks/RESULTS.md). Where a weight below one serves, the prior is surer than it should be; plug-and-play
+    methods use such weights too (0.23 in Zhang et al., IEEE TPAMI 44:6360, 2022). A weight below one is that of what is
+    there to be seen: where the image is empty it is one (`local_weight`).
 
     Args:
         problem: in the units of the prior (`JointProblem.scaled_for`).
@@ -71,30 +72,36 @@ def joint_diffusion(
         iterations: of conjugate gradients for the image in each step.
         coil_iterations: of conjugate gradients for the maps in each step; none leave the first maps as they are.
         smoothness: weight of the penalty of the maps (`Smoothness`).
+        momentum: of the images, from zero to below one; by default as in `decomposed_diffusion`.
 
     Raises:
-        ValueError: the levels do not fall, or the weight or the smoothness is not above zero.
+        ValueError: the levels do not fall, the weight or the smoothness is not above zero, or the momentum is not from
+            zero to below one.
     """
     weight = prior_weight(prior) if weight is None else weight
     if not 0 < weight < math.inf:
         raise ValueError(f"expected a weight of the prior above 0, got {weight:g}")
+    momentum = usual_momentum(steps, run.samples) if momentum is None else momentum
+    require_momentum(momentum)
     levels = falling_levels(prior, highest, lowest, steps)
     fit = CoilFit(problem, Smoothness(problem.data.shape[-2:], smoothness, device=problem.data.device))
     coil_maps = problem.first_maps.expand(run.samples, *problem.first_maps.shape)
     given = problem.given(coil_maps)
     image = given.tempered(torch.zeros_like(given.adjoint), levels[0], None, _FIRST_ITERATIONS)
+    before = image
     wide = fit.first(image) if coil_iterations else None
     for done, level in enumerate(levels):
         if not run.go_on(done, steps):
-            return _estimate(problem, image, coil_maps, weight, done, steps)
-        noisy = image + math.sqrt(2) * level * complex_normal(image.shape, image, run.generator)
-        denoised = prior.denoise(noisy, level)
+            return _estimate(problem, image, coil_maps, weight, momentum, done, steps)
+        noisy = image + math.sqrt(2) * level * opposite_pairs(image, run.generator)
+        denoised = prior.denoise_in_any_phase(noisy, level, run.generator)
         width = level / local_weight(weight, denoised, problem.noise_level).sqrt()
-        image = problem.given(coil_maps).tempered(denoised, width, denoised, iterations)
+        centre = denoised + momentum * (image - before)
+        before, image = image, problem.given(coil_maps).tempered(centre, width, centre, iterations)
         if wide is not None:
             wide = fit(image, wide, coil_iterations)
             coil_maps = fit.maps(wide)
-    return _estimate(problem, image, coil_maps, weight, steps, steps)
+    return _estimate(problem, image, coil_maps, weight, momentum, steps, steps)
 
 
 def prior_weight(prior: Prior) -> float:
@@ -123,11 +130,11 @@ def local_weight(weight: float, image: Tensor, noise_level: Tensor) -> Tensor:
 
 
 def _estimate(
-    problem: JointProblem, image: Tensor, coil_maps: Tensor, weight: float, done: int, planned: int
+    problem: JointProblem, image: Tensor, coil_maps: Tensor, weight: float, momentum: float, done: int, planned: int
 ) -> JointEstimate:
-    """With the deviation of the posterior, of which samples without momentum have half the variance."""
+    """With the deviation of the posterior."""
     found = JointEstimate.of_both(*problem.fixed(image, coil_maps), done, planned)
     if found.deviation is None:
         return found
-    factor = (2 / local_weight(weight, found.image, problem.noise_level)).sqrt()
+    factor = deviation_factor(len(image), momentum) / local_weight(weight, found.image, problem.noise_level).sqrt()
     return replace(found, deviation=factor * found.deviation)

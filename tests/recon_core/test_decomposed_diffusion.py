@@ -5,7 +5,7 @@ import torch
 
 from recon_core.operators.linear_model import LinearModel
 from recon_core.priors.prior import Convention, Prior
-from recon_core.solvers import decomposed_diffusion as module
+from recon_core.solvers import sample_pairs
 from recon_core.solvers.decomposed_diffusion import decomposed_diffusion
 from recon_core.solvers.linear_problem import LinearProblem
 from recon_core.solvers.run import Run
@@ -171,7 +171,7 @@ def test_slices_know_nothing_of_one_another(monkeypatch):
     def same_for_all(shape, like, generator):
         return torch.randn(shape[-2:], generator=generator, dtype=like.dtype).expand(shape)
 
-    monkeypatch.setattr(module, "complex_normal", same_for_all)
+    monkeypatch.setattr(sample_pairs, "complex_normal", same_for_all)
     prior = PRIORS["smooth"]
     scans = [scan(prior.draw(seed), unit=unit, seed=seed) for seed, unit in ((1, 8.0), (2, 20.0))]
     model = scans[0].problem.model

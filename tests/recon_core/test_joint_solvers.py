@@ -11,6 +11,7 @@ from recon_core.operators.encoding import Encoding
 from recon_core.operators.sampling import sampling_operator
 from recon_core.priors.library import load_prior
 from recon_core.priors.prior import Convention
+from recon_core.solvers.decomposed_diffusion import decomposed_diffusion
 from recon_core.solvers.joint_diffusion import PRODUCT_WEIGHT, joint_diffusion, local_weight
 from recon_core.solvers.joint_langevin import joint_langevin, map_estimate
 from recon_core.solvers.joint_problem import JointEstimate, JointProblem
@@ -19,7 +20,7 @@ from recon_core.solvers.run import Run
 
 from analytic import complex_noise, direct_sum, grid_trajectory, relative, ring_of_coils, smooth_head
 from gaussian_chain import relative_to
-from gaussian_problem import Gaussian, N, Scan, prior_of, scan, smooth, white
+from gaussian_problem import CONVENTION, Gaussian, N, Scan, prior_of, scan, smooth, white
 
 MEAN = complex_noise(N, N, seed=9, dtype=torch.complex128)
 PRIOR = Gaussian(smooth(), MEAN)
@@ -50,6 +51,19 @@ def test_with_known_maps_the_mean_is_that_of_the_posterior(solve, settings, samp
     found = solve(known(given), prior_of(PRIOR), seeded(samples=samples), **settings)
     assert relative_to(given.posterior(PRIOR), found) < 0.25
     assert relative(found.coil_maps - given.problem.model.coil_maps, found.coil_maps) < 1e-12
+
+
+@pytest.mark.parametrize(("samples", "momentum"), [(1, None), (4, None), (3, 0.3)])
+def test_with_known_maps_that_rest_it_is_decomposed_diffusion(samples, momentum):
+    """Pairs, momentum and phases included."""
+    given, prior = scan(PRIOR.draw()), prior_of(PRIOR, replace(CONVENTION, any_phase=True))
+    settings = {"steps": 6, "highest": 1.0, "lowest": 0.05, "iterations": 5, "momentum": momentum}
+    joint = joint_diffusion(known(given), prior, seeded(samples=samples), coil_iterations=0, **settings)
+    plain = decomposed_diffusion(given.problem, prior, seeded(samples=samples), **settings)
+    assert relative(joint.image - plain.image, plain.image) < 1e-6
+    assert (joint.deviation is None) == (samples == 1)
+    if samples > 1:
+        assert relative(joint.deviation - plain.deviation, plain.deviation) < 1e-6
 
 
 def test_the_posterior_is_that_of_the_prior_to_the_power_of_its_weight():
@@ -226,6 +240,8 @@ def test_bad_settings_are_named(undersampled):
         joint_diffusion(undersampled, HEADS, seeded(), highest=0.01, lowest=0.1)
     with pytest.raises(ValueError, match="expected a weight of the prior above 0"):
         joint_diffusion(undersampled, HEADS, seeded(), weight=0.0)
+    with pytest.raises(ValueError, match="expected a momentum from zero to below one, got 1"):
+        joint_diffusion(undersampled, HEADS, seeded(), momentum=1.0)
     with pytest.raises(ValueError, match="weight of the smoothness|weight above 0"):
         joint_langevin(undersampled, HEADS, seeded(), smoothness=-1.0)
     with pytest.raises(ValueError, match="expected a weight of at least 0"):
