@@ -36,8 +36,8 @@ def with_open_field(problem: BlindProblem, found: Estimate, fields: Tensor, leve
     Args:
         problem: with known coil maps, in the units of the estimate.
         found: `[y, x]`, of several samples that were drawn in one field.
-        fields: theta of that field, and of draws about it, `[1 + draw, function]`; what leaves the range of the
-            problem's encoding is brought back into it.
+        fields: theta of that field, and of at least one draw about it, `[1 + draw, function]`; what leaves the range of
+            the problem's encoding is brought back into it.
         level: how near to where it is the image is held, standard deviation of a real channel.
         run: asked before each draw, whose steps follow those of the estimate. The first is looked at even where it says
             no: a deviation that silently held nothing of the field would be far too small.

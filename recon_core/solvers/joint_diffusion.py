@@ -42,7 +42,7 @@ def joint_diffusion(
     smoothness: float = 3.0,
     momentum: float | None = None,
 ) -> JointEstimate:
-    """Decomposed diffusion (`decomposed_diffusion`) whose coil maps follow the image.
+    """Decomposed diffusion (`decomposed_diffusion`) whose coil maps follow the image; stopped early, it ends as it is.
 
     At each noise level the prior denoises; conjugate gradients find the image that the data, with the maps so far, and
     the denoised image allow; others find the maps that the data, with this image, and the smoothness allow; and noise

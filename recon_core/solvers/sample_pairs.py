@@ -46,7 +46,8 @@ def deviation_factor(samples: int, momentum: float) -> float:
 
     Samples of the variance V about their true mean are `1 / (2 (1 - momentum))` of the posterior's. Where they are
     n / 2 pairs of the correlation -1, among n (n - 1) / 2 pairs in all, their variance about their own mean is
-    `1 + 1 / (n - 1)` of V; where one more is alone, of n in all, `1 + 1 / n`.
+    `1 + 1 / (n - 1)` of V; where one more is alone, of n in all, `1 + 1 / n`. So it is where noise of the other sign
+    has the opposite effect: it has but in part where a network denoises, in phases that differ.
     """
     odd = (samples - 1) | 1
     return math.sqrt(2 * (1 - momentum) / (1 + 1 / odd))

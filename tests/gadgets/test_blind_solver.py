@@ -431,11 +431,15 @@ def test_no_field_is_looked_for_without_an_object(kspace, short, monkeypatch, pi
 
 
 def test_a_field_that_was_not_found_is_not_that_of_the_slice_before(kspace, short, monkeypatch):
-    verdicts = iter([2.0, 1.0, 1.0, 2.0])
+    """Nor does the next one have its caveat; what an earlier gadget has to say stays."""
+    verdicts = iter([2.0, 1.0, 1.0, 2.0, 2.0, 1.0])
     monkeypatch.setattr(blind_solver, "held_out_misfits", lambda *_: torch.full((400,), next(verdicts)))
-    results = solved(scanned(kspace), scanned(kspace))
-    assert kinds(results) == ["image", "field_map", "field_deviation", "frame", "image", "frame"]
-    assert results[-1].field_map is None
+    results = solved(scanned(kspace), replace(scanned(kspace), caveat="shaken"), scanned(kspace))
+    believed = ["image", "field_map", "field_deviation", "frame"]
+    assert kinds(results) == [*believed, "image", "frame", *believed]
+    assert results[5].field_map is None
+    assert results[5].caveat == "shaken; no field was found, the image is without a correction for off-resonance"
+    assert results[3].caveat == results[-1].caveat == ""
 
 
 @pytest.mark.parametrize("coils", [1, 4])

@@ -66,11 +66,14 @@ def test_with_known_maps_that_rest_it_is_decomposed_diffusion(samples, momentum)
         assert relative(joint.deviation - plain.deviation, plain.deviation) < 1e-6
 
 
-def test_the_posterior_is_that_of_the_prior_to_the_power_of_its_weight():
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_the_posterior_is_that_of_the_prior_to_the_power_of_its_weight(momentum):
     """Of a Gaussian: with its variances divided by the weight."""
     given, samples = scan(PRIOR.draw()), 60
     settings = {"steps": 120, "highest": 3.0, "lowest": 0.02, "iterations": 20, "coil_iterations": 0}
-    found = joint_diffusion(known(given), prior_of(PRIOR), seeded(samples=samples), weight=0.5, **settings)
+    found = joint_diffusion(
+        known(given), prior_of(PRIOR), seeded(samples=samples), weight=0.5, momentum=momentum, **settings
+    )
     truth = given.posterior(Gaussian(smooth() / 0.5, MEAN))
     assert relative_to(truth, found) < 0.25
     assert abs(float((found.deviation / truth.deviation).square().mean()) - 1) < 0.2
