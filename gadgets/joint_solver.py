@@ -30,8 +30,8 @@ class JointSolver(PriorSolver):
     A product of experts counts in full where the image is empty, which is where 7 x 7 pixels are below twice the noise
     and a tenth of the brightest pixel: also in the dark inside of the object.
 
-    The deviation is too small: with four samples the 90 % interval covered 62 to 78 % of the truth within validation
-    heads, and 43 to 62 % with head_unet, where exact draws would cover 81 %.
+    The deviation is too small: with four samples the 90 % interval covered 61 to 75 % of the truth within validation
+    heads, and 46 to 65 % with head_unet, where exact draws would cover 81 %.
     """
 
     needs = frozenset({FRAMES, WHITENED})
