@@ -114,12 +114,15 @@ class Worker:
         """
         if self._gone(0.0):
             raise BrokenPipeError("the process is gone")
-        whereabouts = Whereabouts()
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._pipe.send(number)
-            for descriptor in (theirs.fileno(), whereabouts.descriptor):
-                send_handle(self._pipe, descriptor, self._process.pid or 0)
+        with contextlib.ExitStack() as unless_begun:
+            whereabouts = unless_begun.enter_context(contextlib.closing(Whereabouts()))
+            ours, theirs = socket.socketpair()
+            unless_begun.enter_context(ours)
+            with theirs:
+                self._pipe.send(number)
+                for descriptor in (theirs.fileno(), whereabouts.descriptor):
+                    send_handle(self._pipe, descriptor, self._process.pid or 0)
+            unless_begun.pop_all()
         return ours, whereabouts
 
     def events(self, seconds: float) -> Iterator[Event | None]:
