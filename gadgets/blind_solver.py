@@ -61,7 +61,7 @@ BEYOND_CHANCE = 3.0
 """Standard errors by which held-out samples must be foretold better with a field than without, for it to be believed.
 
 Where the data tell nothing of a field, as Cartesian lines do, half of all fields are a little better by chance: by 2.3
-at most in ten such scans, from -6.4. Heads in a field gained 24 and more. The error counts samples as if each erred by
+at most in ten such scans, from -6.4. Heads in a field gained 18 and more. The error counts samples as if each erred by
 itself, which they do but in part, and so three of it are less than they seem.
 """
 
@@ -84,10 +84,9 @@ class BlindSolver(PriorSolver):
     as the series `coil_maps`, and later gadgets get them.
 
     Afterwards an interleaf is left out and foretold by the others and the prior, with field and maps as they were found
-    and as they were before: if
-    the field does not clearly help, or is at its limit where much of the signal is, or there is no object to look for
-    it in, the image leaves without a correction, which is told, and stands in its history and comment, and no field map
-    leaves.
+    and as they were before: if they do not clearly help, or the field is at its limit where much of the signal is, or
+    there is no object to look for it in, the image leaves without a correction, which is told, and stands in its
+    history and comment, and no field map leaves.
 
     The image has its phase at the moment when the centre of k-space is visited, not at the excitation. Its deviation,
     of several samples, is twice that among them, which are too alike, and holds what the field may be off by; half of
